@@ -1,0 +1,49 @@
+# `make demo` and `make test` are all a fresh clone needs: each makes its virtual environment in .venv first,
+# and installs again only when pyproject.toml or constraints.txt have changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+WORKERS ?= 2
+
+.PHONY: help demo test lint bench clean
+.NOTPARALLEL:
+
+help:
+	@echo "make demo    run the examples; pictures go to examples/output/"
+	@echo "make test    ruff, mypy and pytest"
+	@echo "make lint    ruff and mypy alone"
+	@echo "make bench   ours against PyKeOps, torch, FAISS and scikit-learn (ARGS=\"--quick --cases gaussian_d3\")"
+	@echo "make clean   remove .venv, caches, build products and pictures"
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/python examples/sum_reduction.py
+	$(BIN)/python examples/digits.py
+
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist examples/output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per set of extras (demo, test, bench) in the one environment. torch goes first and pinned: asking
+# for `torch>=2.11` alone may fetch a build with gigabytes of CUDA libraries.
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing tritonkeops[$*] into $(VENV)"
+	@$(PIP) install "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) install --constraint constraints.txt --editable ".[$*]"
+	@touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+.PRECIOUS: $(VENV)/.installed-%

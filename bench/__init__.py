@@ -1,0 +1,1 @@
+"""Speed: named cases (`cases`), who computes them (`peers`), and their timing in one run (`compare`)."""

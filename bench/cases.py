@@ -1,0 +1,223 @@
+"""The named cases: what is computed, on which inputs, and what it amounts to in dense torch operations.
+
+A case is data. The benchmark times it, the tests run it small, and a GPU module may count its instructions.
+
+    case = CASES["gaussian_d3"]
+    inputs = case.inputs(M=100, N=200)               # seeded torch tensors, in the formula's order
+    kernel = Genred(**case.genred_arguments())       # of tritonkeops or pykeops, torch or numpy
+    torch.testing.assert_close(kernel(*inputs), case.dense(*inputs))
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Category = Literal["Vi", "Vj", "Pm"]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable of a formula; its components are drawn from a centred normal law of this deviation."""
+
+    name: str
+    category: Category
+    dim: int
+    deviation: float = 1.0
+
+    @property
+    def alias(self) -> str:
+        return f"{self.name}={self.category}({self.dim})"
+
+    def shape(self, M: int, N: int) -> tuple[int, ...]:
+        return {"Vi": (M, self.dim), "Vj": (N, self.dim), "Pm": (self.dim,)}[self.category]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One computation.
+
+    `dense` takes the variables in order and gives the result through M x N matrices: in float64 it is the
+    reference, and applied to a few rows of the Vi at a time it is the peer called torch.
+
+    With `gradient_in`, the result has the gradient of the value in that variable beside it, as more columns;
+    the last variable is then what the gradient is applied to.
+    """
+
+    name: str
+    formula: str
+    variables: tuple[Variable, ...]
+    dense: Callable[..., Tensor]
+    reduction_op: str = "Sum"
+    axis: int = 1
+    opt_arg: int | None = None
+    formula2: str | None = None
+    gradient_in: str | None = None
+    M: int = 10_000
+    N: int = 10_000
+    dtype: torch.dtype = torch.float32
+    interface: Literal["torch", "numpy"] = "torch"
+    measure: Literal["throughput", "call", "first call"] = "throughput"
+    peers: tuple[str, ...] = ("pykeops", "torch")
+
+    @property
+    def aliases(self) -> list[str]:
+        return [variable.alias for variable in self.variables]
+
+    @property
+    def dims(self) -> dict[str, int]:
+        return {variable.name: variable.dim for variable in self.variables}
+
+    @property
+    def gives_indices(self) -> bool:
+        return "Arg" in self.reduction_op
+
+    def genred_arguments(self) -> dict[str, Any]:
+        """What to construct a Genred with, for the value."""
+        optional = {"opt_arg": self.opt_arg, "formula2": self.formula2}
+        given = {name: value for name, value in optional.items() if value is not None}
+        return {
+            "formula": self.formula,
+            "aliases": self.aliases,
+            "reduction_op": self.reduction_op,
+            "axis": self.axis,
+            **given,
+        }
+
+    def gradient_arguments(self) -> dict[str, Any]:
+        """What to construct a Genred with, for the gradient alone; it takes the same inputs."""
+        assert self.gradient_in is not None
+        applied_to = self.variables[-1].name
+        formula = f"Grad({self.formula},{self.gradient_in},{applied_to})"
+        return {**self.genred_arguments(), "formula": formula}
+
+    def inputs(self, M: int | None = None, N: int | None = None, seed: int = 0) -> list[Tensor]:
+        """Random inputs, contiguous, the same for the same sizes and seed whatever the dtype."""
+        generator = torch.Generator().manual_seed(seed)
+        sizes = self.M if M is None else M, self.N if N is None else N
+
+        def draw(variable: Variable) -> Tensor:
+            normal = torch.randn(variable.shape(*sizes), generator=generator, dtype=torch.float64)
+            return (normal * variable.deviation).to(self.dtype)
+
+        return [draw(variable) for variable in self.variables]
+
+    def rows(self, inputs: list[Tensor], rows: Tensor | slice) -> list[Tensor]:
+        """The inputs that these rows of the result depend on."""
+        pairs = zip(self.variables, inputs, strict=True)
+        return [tensor[rows] if v.category == "Vi" else tensor for v, tensor in pairs]
+
+    def error(self, result: Tensor, inputs: list[Tensor], sample: int = 64) -> float:
+        """The largest deviation of a result from float64, over some rows, relative to the largest entry.
+
+        Indices count as right when what they point at is as small, so ties do not matter.
+        """
+        chosen = torch.randperm(len(result), generator=torch.Generator().manual_seed(1))[:sample]
+        some = [tensor.double() for tensor in self.rows(inputs, chosen)]
+        found, expected = result[chosen], self.dense(*some)
+        if self.gives_indices:
+            matrix = direct_sqdist(some[0], some[1])
+            found, expected = matrix.gather(1, found.view(expected.shape)), matrix.gather(1, expected)
+        return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+# --- the computations, dense ----------------------------------------------------------------------------
+
+
+def sqdist(x: Tensor, y: Tensor) -> Tensor:
+    """|x_i|^2 - 2 <x_i, y_j> + |y_j|^2 as one product of matrices: the fastest way in torch."""
+    left = torch.cat([-2 * x, (x * x).sum(1, keepdim=True), torch.ones_like(x[:, :1])], 1)
+    right = torch.cat([y, torch.ones_like(y[:, :1]), (y * y).sum(1, keepdim=True)], 1)
+    return left @ right.T
+
+
+def direct_sqdist(x: Tensor, y: Tensor) -> Tensor:
+    """|x_i - y_j|^2 from the differences: no cancellation."""
+    return ((x[:, None] - y) ** 2).sum(2)
+
+
+def gaussian(x: Tensor, y: Tensor, b: Tensor) -> Tensor:
+    return sqdist(x, y).neg_().exp_() @ b
+
+
+def gaussian_gradient(x: Tensor, y: Tensor, b: Tensor, e: Tensor) -> Tensor:
+    """K b and its gradient in x applied to e: -2 e_i sum_j K_ij b_j (x_i - y_j)."""
+    matrix = sqdist(x, y).neg_().exp_()
+    value = matrix @ b
+    return torch.cat([value, -2 * e * (x * value - matrix @ (y * b))], 1)
+
+
+def logsumexp(x: Tensor, y: Tensor) -> Tensor:
+    return sqdist(x, y).neg_().logsumexp(1, keepdim=True)
+
+
+def softmax(x: Tensor, y: Tensor, b: Tensor) -> Tensor:
+    return sqdist(x, y).neg_().softmax(1) @ b
+
+
+def nearest(x: Tensor, y: Tensor) -> Tensor:
+    return sqdist(x, y).argmin(1, keepdim=True)
+
+
+def ten_nearest(x: Tensor, y: Tensor) -> Tensor:
+    return sqdist(x, y).topk(min(10, len(y)), largest=False).indices
+
+
+# --- the cases ------------------------------------------------------------------------------------------
+
+
+def clouds(dim: int) -> tuple[Variable, Variable]:
+    """Points x_i and y_j whose mean squared distance is 1 in any dimension."""
+    deviation = (2 * dim) ** -0.5
+    return Variable("x", "Vi", dim, deviation), Variable("y", "Vj", dim, deviation)
+
+
+WEIGHT = Variable("b", "Vj", 1)
+
+
+def gaussian_case(name: str, dim: int, **options: Any) -> Case:
+    options = {"peers": ("pykeops", "torch", "sklearn"), **options}
+    return Case(name, "Exp(-SqDist(x,y))*b", (*clouds(dim), WEIGHT), gaussian, **options)
+
+
+def neighbours_case(name: str, dim: int, K: int, **options: Any) -> Case:
+    options |= {"opt_arg": K, "reduction_op": "ArgKMin"} if K > 1 else {"reduction_op": "ArgMin"}
+    dense = ten_nearest if K > 1 else nearest
+    peers = ("pykeops", "torch", "faiss", "sklearn")
+    return Case(name, "SqDist(x,y)", clouds(dim), dense, peers=peers, **options)
+
+
+_CASES = [
+    gaussian_case("gaussian_d3", 3),
+    Case("logsumexp_d3", "-SqDist(x,y)", clouds(3), logsumexp, reduction_op="LogSumExp"),
+    neighbours_case("argkmin10_d3", 3, K=10),
+    gaussian_case("gaussian_d64", 64, M=4000, N=4000),
+    neighbours_case("argkmin10_d64", 64, K=10, M=4000, N=4000),
+    Case(
+        "gaussian_grad_d3",
+        "Exp(-SqDist(x,y))*b",
+        (*clouds(3), WEIGHT, Variable("e", "Vi", 1)),
+        gaussian_gradient,
+        gradient_in="x",
+    ),
+    gaussian_case("gaussian_d10", 10),
+    neighbours_case("argmin_d3", 3, K=1),
+    Case(
+        "softmax_d3",
+        "-SqDist(x,y)",
+        (*clouds(3), Variable("b", "Vj", 3)),
+        softmax,
+        reduction_op="SumSoftMaxWeight",
+        formula2="b",
+    ),
+    gaussian_case("gaussian_f64_d3", 3, dtype=torch.float64),
+    neighbours_case("argkmin10_d128", 128, K=10, M=4000, N=4000),
+    neighbours_case("argkmin10_d3_n100k", 3, K=10, M=4000, N=100_000),
+    gaussian_case("overhead_m10", 3, M=10, N=10, measure="call", peers=("pykeops",)),
+    gaussian_case("overhead_m10_numpy", 3, M=10, N=10, measure="call", peers=("pykeops",), interface="numpy"),
+    gaussian_case("compile_first_call", 3, M=100, N=100, measure="first call", peers=("pykeops",)),
+]
+
+CASES: dict[str, Case] = {case.name: case for case in _CASES}

@@ -1,0 +1,690 @@
+"""Tile IR -> C: rows i in the lanes of an inner loop that the compiler vectorises, everything else plain loops.
+
+Every loop over lanes is scalar code marked `omp simd`. Values that cross from one such loop to another live in small
+arrays of `width` lanes, which gcc and clang keep in vector registers. The text is meant to be read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from tritonkeops.tile.ir import (
+    BOOL,
+    FLOAT,
+    INDEX,
+    TILE_REDUCTIONS,
+    Affine,
+    Index,
+    Input,
+    Position,
+    Store,
+    TileProgram,
+    Value,
+    topological,
+)
+
+_INFIX = {
+    "add": ("+", 5), "sub": ("-", 5), "mul": ("*", 6), "div": ("/", 6), "lt": ("<", 3), "le": ("<=", 3), "gt": (">", 3),
+    "ge": (">=", 3), "eq": ("==", 3), "ne": ("!=", 3), "and": ("&", 1), "or": ("|", 1),
+}  # fmt: skip
+_PRECEDENCE = {op: level for op, (_, level) in _INFIX.items()} | {"neg": 7, "not": 7, "number": 7, "where": 0, "piecewise": 0}
+_ATOM = 9
+_RESERVED = frozenset(
+    "auto break case char const continue default do double else enum extern float for goto if inline int long register "
+    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while asm typeof".split()
+)
+_INLINE = 48  # expressions used once and no longer than this are written where they are used
+
+
+def emit(program: TileProgram, dtype: str, dtype_acc: str) -> str:
+    """The kernel's C source. `dtype` and `dtype_acc` are "float32" or "float64"."""
+    return _Emitter(program, dtype, dtype_acc).text()
+
+
+class _Emitter:
+    def __init__(self, program: TileProgram, dtype: str, dtype_acc: str) -> None:
+        self.program, self.schedule = program, program.schedule
+        self.real, self.acc = _ctype(dtype), _ctype(dtype_acc)
+        self.inputs = {each.position: each for each in program.inputs}
+        self.names = {each.position: _identifier(each.name) for each in program.inputs}
+        self.used = self._used_inputs()
+        self.rows = _boundary(program)
+
+    def _used_inputs(self) -> list[Input]:
+        roots = [s.value for s in (*self.program.update, *self.program.finish)]
+        positions = {v.attr[0] for v in topological(roots) if v.op == "load"}
+        return [self.inputs[p] for p in sorted(positions)]
+
+    def text(self) -> str:
+        parts = [self._header(), self._types(), self._bind(), self._prologue(), self._start(), self._fold()]
+        return "\n".join([*parts, self._merge(), self._finish(), '#include "tiles.h"\n'])
+
+    def _header(self) -> str:
+        p, s = self.program, self.schedule
+        axes = {"i": "row i", "j": "row j", "": "parameter"}
+        described = [f" *   {self.names[x.position]}: {axes[x.axis]}, {x.dim} components" for x in p.inputs]
+        lines = ["/* " + p.title.replace("*/", "* /"), *described, f" * schedule: {s}", " */", '#include "kernel.h"', ""]
+        lines += [f"typedef {self.real} real;", f"typedef {self.acc} acc_t;", f"typedef int{s.index_bits}_t idx_t;"]
+        lines.append(
+            f"enum {{ LANES = {s.lanes}, WIDTH = {s.width}, UNROLL = {s.unroll}, BLOCK_J = {s.block_j}, "
+            f"INPUTS = {len(p.inputs)} }};\n"
+        )
+        return "\n".join(lines)
+
+    def _types(self) -> str:
+        pointers = [f"  const real *{self.names[x.position]};" for x in self.used]
+        strides = [f"  int64_t {self.names[x.position]}_rows;" for x in self.used if x.axis]
+        rows = [f"  real {self.names[x.position]}[{x.dim}][LANES];" for x in self.used if x.axis == "i"]
+        for value, name in self.rows.items():
+            size = "".join(f"[{k.size}]" for k in value.indices)
+            rows.append(f"  real {name}{size}[LANES];")
+        fields = [f"  {'idx_t' if f.index else 'acc_t'} {f.name}[{f.size}][LANES];" for f in self.program.fields]
+        structs = (("Inputs", "where the rows are", pointers + strides), ("Rows", "what depends on i alone", rows),
+                   ("Acc", "accumulators", fields))  # fmt: skip
+        return "\n".join(_struct(*each) for each in structs)
+
+    def _bind(self) -> str:
+        lines = ["static void bind(const Call *call, int64_t entry, Inputs *in) {"]
+        lines.append("  const int64_t *offset = call->offset + entry * INPUTS;")
+        lines.append("  (void)offset, (void)in;")
+        for x in self.used:
+            name = self.names[x.position]
+            lines.append(f"  in->{name} = (const real *)call->data[{x.position}] + offset[{x.position}];")
+            if x.axis:
+                lines.append(f"  in->{name}_rows = call->stride[{x.position}];")
+        return "\n".join([*lines, "}\n"])
+
+    def _prologue(self) -> str:
+        body = _Body(self, lanes="LANES", base="", fills_rows=True)
+        lines = ["/* Gather the rows of a tile; lanes beyond its end repeat the last row. */"]
+        lines.append("static void prologue(const Inputs *restrict in, int64_t first, int64_t count, Rows *restrict r) {")
+        lines.append("  (void)in, (void)first, (void)count, (void)r;")
+        for x in self.used:
+            if x.axis == "i":
+                n = self.names[x.position]
+                source = f"in->{n}[(first + at_most(l, count - 1)) * in->{n}_rows + k]"
+                lines.append(f"  for (int k = 0; k < {x.dim}; k++)")
+                lines.append(f"    for (int l = 0; l < LANES; l++) r->{n}[k][l] = {source};")
+        plain = {v: n for v, n in self.rows.items() if not v.indices}
+        body.uniform_head(self.rows)
+        body.level(list(plain), frozenset(), lambda: [f"r->{n}[l] = {body.expr(v, 0)};" for v, n in plain.items()])
+        for value, name in self.rows.items():
+            for k in value.indices:
+                body.loop(k, [value], lambda v=value, n=name, k=k: [f"r->{n}[{k}][l] = {body.expr(v, 0)};"])  # type: ignore[misc]
+        return "\n".join([*lines, *body.indented(), "}\n"])
+
+    def _start(self) -> str:
+        lines = ["static void start(Acc *acc) {"]
+        for f in self.program.fields:
+            value = _constant(f.identity, "idx_t" if f.index else self.acc)
+            lines.append(f"  for (int k = 0; k < {f.size}; k++)")
+            lines.append(f"    for (int l = 0; l < LANES; l++) acc->{f.name}[k][l] = {value};")
+        return "\n".join([*lines, "}\n"])
+
+    def _fold(self) -> str:
+        signature = "const Inputs *restrict in, const Rows *restrict r, int64_t begin, int64_t end, Acc *restrict acc"
+        body = _Body(self)
+        values = [s.value for s in self.program.update] + ([self.program.guard] if self.program.guard else [])
+        body.line("(void)in, (void)r;")
+        body.uniform_head(values)
+        body.line("int64_t j = begin;")
+        tail = _Body(self, known=body)
+        for unroll, each in ((self.schedule.unroll, body), (1, tail)):
+            header = f"for (; j + {unroll} <= end; j += {unroll}) {{" if unroll > 1 else "for (; j < end; j++) {"
+            each.line(header)
+            each.depth += 1
+            self._group(each, unroll)
+            each.depth -= 1
+            each.line("}")
+            if self.schedule.unroll == 1:
+                break
+        lines = body.indented() + (tail.indented() if self.schedule.unroll > 1 else [])
+        title = "/* Fold rows j from `begin` to `end` into the accumulators. */"
+        return "\n".join([title, f"static void fold({signature}) {{", *lines, "}\n"])
+
+    def _group(self, body: _Body, unroll: int) -> None:
+        """One tile of `unroll` rows j against all lanes, `width` of them at a time."""
+        program, blocked = self.program, self.schedule.width < self.schedule.lanes
+        body.unroll = unroll
+        roots = [s.value for s in program.update] + ([program.guard] if program.guard else [])
+        body.uniform_level(roots)
+        if blocked:
+            body.line("for (int w = 0; w < LANES; w += WIDTH) {")
+            body.depth += 1
+        if program.guard:
+            self._guarded(body, program.guard, unroll)
+        else:
+            self._update(body, program.update)
+        if blocked:
+            body.depth -= 1
+            body.line("}")
+
+    def _update(self, body: _Body, stores: Sequence[Store]) -> None:
+        """Components stored one by one share a loop over lanes; those of long vectors have a loop of their own."""
+        plain = [s for s in stores if isinstance(s.position, int)]
+        looped: dict[Index, list[Store]] = {}
+        for store in stores:
+            if isinstance(store.position, Index):
+                looped.setdefault(store.position, []).append(store)
+        later = [s.value for group in looped.values() for s in group]
+        body.level([s.value for s in plain], body.opened, lambda: body.stores(plain), crossing=later)
+        for k, group in looped.items():
+            body.loop(k, [s.value for s in group], lambda group=group: body.stores(group))  # type: ignore[misc]
+
+    def _guarded(self, body: _Body, guard: Value, unroll: int) -> None:
+        """Test all pairs of the tile first; insert only the rows j that some lane wants."""
+        values = [s.value for s in self.program.update]
+        sources = _sources(values)
+        for value in sources:
+            body.plan_array(value)
+        body.line("int hit = 0;")
+        body.level(
+            [*sources, guard], frozenset(), pragma="#pragma omp simd reduction(| : hit)",
+            sink=lambda: [*body.copies(sources), f"hit |= {' | '.join(body.expr(guard, u, 4) for u in range(unroll))};"],
+        )  # fmt: skip
+        body.line(f"for (int u = 0; hit && u < {unroll}; u++) {{")
+        body.depth += 1
+        body.runtime_u = True
+        body.line("int wanted = 0;")
+        body.level([guard], frozenset(), lambda: [f"wanted |= {body.expr(guard, 0)};"], pragma="#pragma omp simd reduction(| : wanted)")
+        body.line("if (!wanted) continue;")
+        body.line("const idx_t row = (idx_t)(j + u);")
+        body.level(values, frozenset(), lambda: body.stores(self.program.update))
+        body.runtime_u = False
+        body.depth -= 1
+        body.line("}")
+
+    def _merge(self) -> str:
+        body = _Body(self, lanes="LANES", base="", acc={"a": "a->", "b": "b->"})
+        if self.program.merge_over:
+            body.open(self.program.merge_over)
+            self._update(body, self.program.merge)
+            body.close(self.program.merge_over)
+        else:
+            self._update(body, self.program.merge)
+        title = "/* Join accumulators: b's rows j come after a's. */"
+        return "\n".join([title, "static void merge(Acc *restrict a, const Acc *restrict b) {", *body.indented(), "}\n"])
+
+    def _finish(self) -> str:
+        signature = "const Call *call, const Inputs *in, const Rows *r, const Acc *acc, int64_t row, int64_t count"
+        body = _Body(self, lanes="count", base="", pragma="")
+        body.line("(void)in, (void)r, (void)call;")
+        body.uniform_head([s.value for s in self.program.finish])
+        sizes = {output.name: output.dim for output in self.program.outputs}
+
+        def write(stores: Iterable[Store]) -> list[str]:
+            return [
+                f"((real *)call->value)[(row + l) * {sizes[s.target]} + {s.position}] = (real){body.expr(s.value, 0, _ATOM)};"
+                if s.target == "value"
+                else f"call->index[(row + l) * {sizes[s.target]} + {s.position}] = {body.expr(s.value, 0)};"
+                for s in stores
+            ]
+
+        plain = [s for s in self.program.finish if isinstance(s.position, int)]
+        if plain:
+            body.level([s.value for s in plain], frozenset(), lambda: write(plain))
+        for store in self.program.finish:
+            if isinstance(store.position, Index):
+                body.loop(store.position, [store.value], lambda s=store: write([s]))  # type: ignore[misc]
+        title = "/* Results of the first `count` lanes, rows of the output from `row`. */"
+        return "\n".join([title, f"static void finish({signature}) {{", *body.indented(), "}\n"])
+
+
+class _Body:
+    """Lines of one function, and where the values computed so far are."""
+
+    def __init__(
+        self, kernel: _Emitter, lanes: str = "WIDTH", base: str | None = None, pragma: str = "#pragma omp simd",
+        acc: dict[str, str] | None = None, known: _Body | None = None, fills_rows: bool = False,
+    ) -> None:  # fmt: skip
+        self.kernel, self.lanes, self.pragma, self.fills_rows = kernel, lanes, pragma, fills_rows
+        blocked = kernel.schedule.width < kernel.schedule.lanes
+        self.base = base if base is not None else ("w + " if blocked else "")
+        self.acc = acc or {"a": "acc->"}
+        self.lines: list[tuple[int, str]] = []
+        self.depth, self.unroll, self.runtime_u = 1, 1, False
+        self.uniform: dict[Value, str] = dict(known.uniform) if known else {}
+        self.planned: dict[Value, str] = {}
+        self.arrays: dict[Value, str] = {}
+        self.locals: dict[Value, str] = {}
+        self.filled: dict[Value, str] = {}
+        self.opened: frozenset[Index] = frozenset()
+        self.counter = known.counter if known else [0]
+
+    def line(self, text: str) -> None:
+        self.lines.append((self.depth, text))
+
+    def indented(self) -> list[str]:
+        return ["  " * depth + text for depth, text in self.lines]
+
+    def fresh(self, value: Value) -> str:
+        if value.op == "load":
+            name = self.kernel.names[value.attr[0]]
+            return f"{name}_{value.attr[1]}" if isinstance(value.attr[1], int) else f"{name}_k{self._next()}"
+        stem = {"sum": "s", INDEX: "n"}.get(value.op, "t")
+        return f"{stem}{self._next()}"
+
+    def _next(self) -> int:
+        self.counter[0] += 1
+        return self.counter[0]
+
+    # Values that are the same for all lanes ---------------------------------------------------------------------------
+
+    def uniform_head(self, roots: Iterable[Value]) -> None:
+        """Parameters and constants: once per call of the function."""
+        for value in topological(roots):
+            if not value.axes and value.op not in ("const", "count_j") and value.type != BOOL:
+                self._uniform(value, 1)
+
+    def uniform_level(self, roots: Iterable[Value]) -> None:
+        """What depends on j alone, outside of loops over components."""
+        for value in topological(roots):
+            if value.axes == {"j"} and value.op != "index_j" and value.type != BOOL:
+                self._uniform(value, self.unroll)
+
+    def _uniform(self, value: Value, copies: int) -> None:
+        if value in self.uniform:
+            return
+        name = self.uniform[value] = self.fresh(value)
+        if value.op == "sum":
+            self._uniform_sum(value, name, copies)
+            return
+        for u in range(copies):
+            suffix = self._suffix(value, u)
+            self.line(f"const {self.type(value)} {name}{suffix} = {self.operation(value, u)};")
+
+    def _uniform_sum(self, value: Value, name: str, copies: int) -> None:
+        (k,), (body,) = value.attr, value.args
+        self.line(f"{self.type(value)} " + ", ".join(f"{name}{self._suffix(value, u)} = 0" for u in range(copies)) + ";")
+        self.open(k)
+        self._uniform_inside(body)
+        for u in range(copies):
+            self.line(f"{name}{self._suffix(value, u)} += {self.expr(body, u)};")
+        self.close(k)
+
+    def _uniform_inside(self, *roots: Value) -> None:
+        for value in topological(roots):
+            inside = value.indices and value.indices <= self.opened and not value.by_row and "tile" not in value.axes
+            if inside and value.op != "number" and value.type != BOOL:
+                self._uniform(value, self.unroll if value.by_j else 1)
+
+    def _suffix(self, value: Value, u: int) -> str:
+        return f"_{u}" if value.by_j and self.unroll > 1 else ""
+
+    # Loops over components --------------------------------------------------------------------------------------------
+
+    def open(self, k: Index) -> None:
+        self.line(f"for (int {k} = 0; {k} < {k.size}; {k}++) {{")
+        self.depth += 1
+        self.opened |= {k}
+
+    def close(self, k: Index) -> None:
+        self.depth -= 1
+        self.line("}")
+        self.opened -= {k}
+        for table in (self.uniform, self.arrays):
+            for value in [v for v in table if k in v.indices]:
+                del table[value]  # type: ignore[attr-defined]
+
+    def loop(self, k: Index, values: list[Value], sink: Callable[[], list[str]]) -> None:
+        """A loop over components around a loop over lanes."""
+        outer = self.opened
+        self._prepare(values, outer)
+        self.open(k)
+        self.level(values, self.opened, sink)
+        self.close(k)
+
+    def _prepare(self, values: list[Value], opened: frozenset[Index]) -> None:
+        """Compute outside of a loop what does not depend on its counter."""
+        outside = [v for v in self._needed(values) if v.indices <= opened and self._computed(v)]
+        if outside:
+            self.level([], opened, lambda: [], crossing=values)
+
+    # Loops over lanes -------------------------------------------------------------------------------------------------
+
+    def level(
+        self, targets: list[Value], opened: frozenset[Index], sink: Callable[[], list[str]],
+        crossing: Iterable[Value] = (), pragma: str | None = None,
+    ) -> None:  # fmt: skip
+        """Compute the values that depend on the open counters `opened`, then run `sink` in the last loop over lanes.
+
+        Sums are loops of their own between loops over lanes, so values fall into phases: a sum comes a phase after
+        what it reads at this level. Values read in later phases, in deeper loops, or under `crossing` go to arrays.
+        """
+        roots = [*targets, *crossing]
+        self._uniform_inside(*roots)
+        values = [v for v in self._needed(roots) if v.indices <= opened and self._computed(v)]
+        phases = self._phases(values, opened)
+        last = max([*phases.values(), 0])
+        for value in self._crossing(values, phases, opened, list(crossing)):
+            self.plan_array(value)
+        for phase in range(last + 1):
+            for value in values:
+                if value.op == "sum" and phases[value] == phase:
+                    self._sum(value)
+            pointwise = [v for v in values if v.op != "sum" and phases[v] == phase]
+            self._lanes(pointwise, targets, sink if phase == last else None, pragma or self.pragma)
+
+    def _needed(self, roots: Iterable[Value]) -> list[Value]:
+        """What is yet to be computed for the roots, arguments first."""
+        found: dict[Value, None] = {}
+        stack = [(root, False) for root in reversed(list(roots))]
+        while stack:
+            value, ready = stack.pop()
+            if ready:
+                found[value] = None
+            elif value not in found and not self._available(value):
+                stack.append((value, True))
+                stack.extend((arg, False) for arg in reversed(value.args))
+        return list(found)
+
+    def _computed(self, value: Value) -> bool:
+        """Whether a value needs a statement in a loop over lanes (or a sum); the others are written in place."""
+        if value.op in ("const", "load", "acc", "number", "index_j", "count_j") or value.type == BOOL:
+            return False
+        return value.by_row or "tile" in value.axes
+
+    def _available(self, value: Value) -> bool:
+        return value in self.uniform or value in self.arrays or self._in_rows(value)
+
+    def _in_rows(self, value: Value) -> bool:
+        return value in self.kernel.rows and not self.fills_rows
+
+    def _phases(self, values: list[Value], opened: frozenset[Index]) -> dict[Value, int]:
+        phases: dict[Value, int] = {}
+        for value in values:
+            below = [phases[v] for v in self._read_at_level(value, opened) if v in phases]
+            phases[value] = max(below, default=0) + (value.op == "sum")
+        return phases
+
+    def _read_at_level(self, value: Value, opened: frozenset[Index]) -> Iterable[Value]:
+        """Values of this level that a value reads, through unnamed ones and through the bodies of loops."""
+        stack = list(value.args)
+        while stack:
+            arg = stack.pop()
+            if self._computed(arg) and arg.indices <= opened:
+                yield arg
+            else:
+                stack.extend(arg.args)
+
+    def _crossing(
+        self, values: list[Value], phases: dict[Value, int], opened: frozenset[Index], crossing: list[Value]
+    ) -> list[Value]:
+        wanted: set[Value] = set()
+        for value in topological([*values, *crossing]):
+            outside = value not in phases or value.op == "sum"
+            for read in self._read_at_level(value, opened):
+                if read in phases and (outside and self._computed(value) or phases.get(value, 0) > phases[read]):
+                    wanted.add(read)
+        wanted |= {v for v in crossing if v in phases}
+        return [v for v in values if v in wanted and v.op != "sum"]
+
+    def plan_array(self, value: Value) -> None:
+        """Declare an array for a value that is about to be computed (per row j of the tile if it varies with j)."""
+        if value not in self.arrays and value not in self.planned:
+            name = self.planned[value] = f"s{self._next()}" if value.op == "sum" else f"f{self._next()}"
+            self.line(f"{self.type(value)} {name}{f'[{self.unroll}]' if value.by_j else ''}[{self.lanes}];")
+
+    def copies(self, values: list[Value]) -> list[str]:
+        """Fill the arrays planned for values that no loop over lanes computes: what is the same in all lanes."""
+        lines = []
+        for value in values:
+            name = self.planned.get(value)
+            if name and not self._computed(value):
+                lines += [f"{name}{self._at(value, u)} = {self.expr(value, u)};" for u in range(self.unroll)]
+                self.filled[value] = self.planned.pop(value)
+        return lines
+
+    def _sum(self, value: Value) -> None:
+        """A contraction: a loop over components whose accumulators stay in registers."""
+        (k,), (body,) = value.attr, value.args
+        copies = self.unroll if value.by_j else 1
+        self.plan_array(value)
+        name = self.arrays[value] = self.planned.pop(value)
+        self._lane_loop([f"{name}{self._at(value, u)} = 0;" for u in range(copies)], self.pragma)
+        self.open(k)
+        self.level([body], self.opened, lambda: [f"{name}{self._at(value, u)} += {self.expr(body, u)};" for u in range(copies)])
+        self.close(k)
+
+    def _at(self, value: Value, u: int) -> str:
+        if not value.by_j:
+            return "[l]"
+        return "[u][l]" if self.runtime_u else f"[{u}][l]"
+
+    def _lane_loop(self, statements: list[str], pragma: str) -> None:
+        if not statements:
+            return
+        if pragma:
+            self.line(pragma)
+        self.line(f"for (int l = 0; l < {self.lanes}; l++) {{")
+        self.depth += 1
+        for statement in statements:
+            self.line(statement)
+        self.depth -= 1
+        self.line("}")
+
+    def _lanes(
+        self, values: list[Value], targets: list[Value], sink: Callable[[], list[str]] | None, pragma: str
+    ) -> None:
+        uses = _uses([*values, *targets])
+        statements: list[str] = []
+        for value in values:
+            statements += self._statement(value, uses.get(value, 0))
+        if sink:
+            statements += sink()
+        self._lane_loop(statements, pragma)
+        self.locals.clear()
+        self.arrays.update(self.filled)
+        self.filled.clear()
+
+    def _statement(self, value: Value, uses: int) -> list[str]:
+        copies = self.unroll if value.by_j and not self.runtime_u else 1
+        planned = self.planned.pop(value, None)
+        short = value.op in ("neg", "add", "sub", "mul") and len(self.operation(value, 0)) <= _INLINE
+        if uses <= 1 and short and not planned:
+            return []
+        name = self.fresh(value)
+        if value.op in TILE_REDUCTIONS:
+            lines = self._tile_reduction(value, name)
+        else:
+            names = [f"{name}_{u}" if copies > 1 else name for u in range(copies)]
+            lines = [f"const {self.type(value)} {n} = {self.operation(value, u)};" for u, n in enumerate(names)]
+        self.locals[value] = name
+        if planned:
+            lines += [f"{planned}{self._at(value, u)} = {self.expr(value, u)};" for u in range(copies)]
+            self.filled[value] = planned
+        return lines
+
+    def _tile_reduction(self, value: Value, name: str) -> list[str]:
+        (x,), us = value.args, range(self.unroll)
+        if value.op == "sum_j":
+            cast = "(acc_t)" if self.kernel.acc != self.kernel.real else ""
+            level = _ATOM if cast else 6
+            return [f"const acc_t {name} = {' + '.join(cast + self.expr(x, u, level) for u in us)};"]
+        sign, worst = ("<", "INF_F32") if "min" in value.op else (">", "-INF_F32")
+        best, lines = f"{name}_best" if value.op.startswith("arg") else name, []
+        lines.append(f"acc_t {best} = {worst};")
+        if value.op.startswith("arg"):
+            lines.append(f"idx_t {name} = -1;")
+        for u in us:
+            term = self.expr(x, u, 4)
+            if value.op.startswith("arg"):
+                lines.append(f"{name} = {term} {sign} {best} ? (idx_t)(j + {u}) : {name};")
+            lines.append(f"{best} = {term} {sign} {best} ? {term} : {best};")
+        return lines
+
+    def stores(self, stores: Iterable[Store]) -> list[str]:
+        """All new values first: they read the accumulators that the stores overwrite."""
+        prefix = self.acc["a"]
+        values, writes = [], []
+        for store in stores:
+            text = self.expr(store.value, 0)
+            if not re.fullmatch(r"\w+", text):
+                name = f"new{self._next()}"
+                values.append(f"const {self.type(store.value)} {name} = {text};")
+                text = name
+            writes.append(f"{prefix}{store.target}[{store.position}][{self.base}l] = {text};")
+        return values + writes
+
+    # Expressions ------------------------------------------------------------------------------------------------------
+
+    def type(self, value: Value) -> str:
+        if value.type == INDEX:
+            return "idx_t"
+        return "acc_t" if "tile" in value.axes else "real"
+
+    def expr(self, value: Value, u: int, level: int = 0) -> str:
+        """The value where it is read: a name, an element of an array, or the operation itself.
+
+        Parentheses stand around an operation that binds less tightly than `level`.
+        """
+        if value in self.arrays:
+            return self.arrays[value] + self._at(value, u)
+        if value in self.uniform:
+            return self.uniform[value] + self._suffix(value, u)
+        if value in self.locals:
+            copies = value.by_j and self.unroll > 1 and not self.runtime_u
+            return f"{self.locals[value]}_{u}" if copies else self.locals[value]
+        if self._in_rows(value):
+            index = "".join(f"[{k}]" for k in value.indices)
+            return f"r->{self.kernel.rows[value]}{index}[{self.base}l]"
+        text = self.operation(value, u)
+        binds = 7 if text.startswith(("-", "(")) else _PRECEDENCE.get(value.op, _ATOM)
+        return f"({text})" if binds < level else text
+
+    def operation(self, value: Value, u: int) -> str:
+        op, args = value.op, value.args
+        if op == "const":
+            return _constant(value.attr[0], "idx_t" if value.type == INDEX else self.kernel.real)
+        if op in ("load", "acc", "number", "index_j", "count_j"):
+            return self._leaf(value, u)
+        if op == "piecewise":
+            return self._piecewise(value, u)
+        if op in _INFIX:
+            symbol, level = _INFIX[op]
+            left = max(level, 4) if level < 4 else level  # comparisons and logic: parentheses around each operand
+            return f"{self.expr(args[0], u, left)} {symbol} {self.expr(args[1], u, max(level + 1, 4))}"
+        if op in ("neg", "not"):
+            return f"{'-' if op == 'neg' else '!'}{self.expr(args[0], u, _ATOM)}"
+        if op == "where":
+            return f"{self.expr(args[0], u, 4)} ? {self.expr(args[1], u, 4)} : {self.expr(args[2], u, 4)}"
+        terms = [self.expr(arg, u) for arg in args]
+        suffix = {"float": "f32", "double": "f64"}[self.kernel.acc if "tile" in value.axes else self.kernel.real]
+        return f"{op}_{suffix}({', '.join(terms)})"
+
+    def _leaf(self, value: Value, u: int) -> str:
+        if value.op == "number":
+            return f"(real){value.attr[0]}"
+        if value.op == "count_j":
+            return "(idx_t)call->cols"
+        if value.op == "index_j":
+            return "row" if self.runtime_u else f"(idx_t)(j + {u})"
+        if value.op == "acc":
+            which, name, position = value.attr
+            return f"{self.acc[which]}{name}[{position}][{self.base}l]"
+        source, k = self.kernel.inputs[value.attr[0]], value.attr[1]
+        name, position = self.kernel.names[source.position], _position(k, source.dim)
+        if source.axis == "i":
+            return f"r->{name}[{position}][{self.base}l]"
+        if not source.axis:
+            return f"in->{name}[{position}]"
+        return f"in->{name}[{f'(j + {u})' if u else 'j'} * in->{name}_rows + {position}]"
+
+    def _piecewise(self, value: Value, u: int) -> str:
+        k, *stops = value.attr
+        terms = [self.expr(arg, u, 4) for arg in value.args]
+        choices = [f"{k} < {stop} ? {term} : " for stop, term in zip(stops[:-1], terms[:-1], strict=True)]
+        return "".join(choices) + terms[-1]
+
+
+def _ctype(dtype: str) -> str:
+    return {"float32": "float", "float64": "double"}[dtype]
+
+
+def _struct(name: str, comment: str, members: list[str]) -> str:
+    return "\n".join([f"typedef struct {{ /* {comment} */", *(members or ["  char empty;"]), f"}} {name};\n"])
+
+
+def _identifier(name: str) -> str:
+    return name + "_" if name in _RESERVED else name
+
+
+def _constant(value: Fraction | float | str, ctype: str) -> str:
+    """A literal that the compiler rounds to the type exactly once."""
+    if ctype == "idx_t":
+        return str(int(value))
+    number = float(value)
+    if not np.isfinite(number):
+        word = "NAN" if np.isnan(number) else "INF"
+        return f"{'-' if number < 0 else ''}{word}_{'F32' if ctype == 'float' else 'F64'}"
+    if ctype == "float":
+        return f"{_shortest(value, np.float32)}f"
+    return _shortest(value, np.float64)
+
+
+def _shortest(value: Fraction | float | str, dtype: type[np.floating]) -> str:
+    """Shortest decimal that reads back as the nearest number of the type (hexadecimal outside its range)."""
+    with np.errstate(over="ignore"):
+        nearest = dtype(float(value))
+    if not np.isfinite(nearest):
+        return float(value).hex()
+    text = np.format_float_scientific(nearest, trim="0", unique=True)
+    plain = np.format_float_positional(nearest, trim="0", unique=True)
+    return plain if len(plain) <= len(text) else text
+
+
+def _position(k: Position, dim: int) -> str:
+    low, high = _range(k)
+    return str(k) if low >= 0 and high < dim else f"inside({k}, {dim})"
+
+
+def _range(k: Position) -> tuple[int, int]:
+    """Smallest and largest value of a component number."""
+    if isinstance(k, int):
+        return k, k
+    if isinstance(k, Index):
+        return 0, k.size - 1
+    assert isinstance(k, Affine)
+    (a, b), (c, d) = _range(k.left), _range(k.right)
+    if k.symbol == "%":
+        return 0, d - 1
+    corners = {"+": (a + c, b + d), "-": (a - d, b - c), "*": (a * c, b * d)}
+    return corners[k.symbol] if k.symbol in corners else (a // d, b // c)
+
+
+def _uses(values: Iterable[Value]) -> dict[Value, int]:
+    counts: dict[Value, int] = {}
+    for value in topological(values):
+        for arg in value.args:
+            counts[arg] = counts.get(arg, 0) + 1
+    return counts
+
+
+def _boundary(program: TileProgram) -> dict[Value, str]:
+    """What the prologue keeps: values that depend on i alone and are read by others (but loads, which it packs)."""
+    kept: dict[Value, str] = {}
+    for value in topological([s.value for s in (*program.update, *program.finish)]):
+        if not value.hoisted:
+            stack = list(value.args)
+            while stack:
+                arg = stack.pop()
+                if arg.hoisted and arg.by_row and arg.op != "load" and arg.type == FLOAT and len(arg.indices) <= 1:
+                    kept.setdefault(arg, f"r{len(kept)}")
+                elif arg.hoisted:
+                    stack.extend(arg.args)
+    return kept
+
+
+def _sources(values: list[Value]) -> list[Value]:
+    """Floats of a pair that do not depend on the accumulators, read by what does: what an insertion reads."""
+    found: dict[Value, None] = {}
+    for value in topological(values):
+        if "tile" in value.axes or value.type == BOOL:
+            for arg in value.args:
+                if arg.type == FLOAT and "tile" not in arg.axes and arg.op != "const":
+                    found[arg] = None
+    return list(found)

@@ -1,0 +1,199 @@
+"""Meaning, over torch: formulas and reductions evaluated on dense tensors.
+
+A value of dim D is a tensor of shape (D, *batch, M or 1, N or 1): components first, then rows i and j. The float64
+evaluation is the oracle of the tests; run tile by tile it is the `torch` back end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tritonkeops.formula.ir import Apply, Const, Node, Reduction, Var, postorder
+from tritonkeops.formula.rewrite import rewrite
+
+Component = Callable[[int], Any]
+
+
+class Components:
+    """A vector seen by its components: `f[k]`, `f.dim`."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.dim = tensor, tensor.shape[0]
+
+    def __getitem__(self, k: int) -> Tensor:
+        return self.tensor[k]
+
+
+class TorchMath:
+    """The abstract math namespace `m` over torch. `rows` is the global index of the tile's first j."""
+
+    def __init__(self, like: Tensor, rows: int = 0, count: int = 0) -> None:
+        self.like, self.rows, self.count = like, rows, count
+
+    exp, log, log1p, expm1 = map(staticmethod, (torch.exp, torch.log, torch.log1p, torch.expm1))
+    sin, cos, asin, acos, atan = map(staticmethod, (torch.sin, torch.cos, torch.asin, torch.acos, torch.atan))
+    tanh, erf, sqrt, abs, floor, max = map(
+        staticmethod, (torch.tanh, torch.erf, torch.sqrt, torch.abs, torch.floor, torch.maximum)
+    )
+    atan2, pow, eq, ne = map(staticmethod, (torch.atan2, torch.pow, torch.eq, torch.ne))
+
+    def const(self, value: float | int) -> Tensor:
+        return self.like.new_tensor(value)
+
+    number = const
+
+    def index(self, value: int) -> Tensor:
+        return torch.tensor(value, device=self.like.device)
+
+    def count_j(self) -> Tensor:
+        return self.index(self.count)
+
+    def round(self, x: Tensor) -> Tensor:
+        whole = torch.trunc(x)
+        return whole + torch.where(torch.abs(x - whole) >= 0.5, torch.sign(x), 0)
+
+    def where(self, condition: Tensor, a: Any, b: Any) -> Tensor:
+        if not isinstance(a, Tensor) and not isinstance(b, Tensor):
+            a = self.const(a)
+        return torch.where(condition, a, b)
+
+    def sum(self, n: int, term: Component) -> Tensor:
+        total = term(0)
+        for k in range(1, n):
+            total = total + term(k)
+        return total  # type: ignore[no-any-return]
+
+    def piecewise(self, k: int, *pieces: tuple[int, Component]) -> Any:
+        value = next(piece(k) for stop, piece in pieces if k < stop)
+        return value if isinstance(value, Tensor) else self.const(value)
+
+    def listed(self, components: Sequence[Tensor]) -> Components:
+        return Components(torch.stack(torch.broadcast_tensors(*components)))
+
+    def vector(self, n: int, component: Component) -> Components:
+        return self.listed([component(k) for k in range(n)])
+
+    def sum_j(self, x: Tensor) -> Tensor:
+        return x.sum(-1, keepdim=True)
+
+    def max_j(self, x: Tensor) -> Tensor:
+        return torch.where(x.isnan(), -math.inf, x).amax(-1, keepdim=True)
+
+    def min_j(self, x: Tensor) -> Tensor:
+        return torch.where(x.isnan(), math.inf, x).amin(-1, keepdim=True)
+
+    def argmin_j(self, x: Tensor) -> Tensor:
+        return torch.where(x.isnan(), math.inf, x).argmin(-1, keepdim=True) + self.rows
+
+    def argmax_j(self, x: Tensor) -> Tensor:
+        return torch.where(x.isnan(), -math.inf, x).argmax(-1, keepdim=True) + self.rows
+
+
+def evaluate(root: Node, values: Mapping[Var, Tensor], like: Tensor) -> Tensor:
+    """Value of a formula, given its variables' as (dim, *batch, M or 1, N or 1); dtype and device are those of `like`."""
+    m, done = TorchMath(like), {}  # type: TorchMath, dict[Node, Tensor]
+    for node in postorder([root]):
+        done[node] = _apply(m, node, [done[x] for x in node.operands]) if isinstance(node, Apply) else _leaf(node, values, like)
+    return done[root]
+
+
+def _leaf(node: Node, values: Mapping[Var, Tensor], like: Tensor) -> Tensor:
+    if isinstance(node, Var):
+        return values[node]
+    if isinstance(node, Const):
+        return like.new_full((node.dim,) + (1,) * (like.ndim - 1), float(node.value))
+    raise TypeError(f"{node!r} is no formula")
+
+
+def _apply(m: TorchMath, node: Apply, args: list[Tensor]) -> Tensor:
+    op = node.op
+    if op.scalar:
+        return torch.as_tensor(op.scalar(m, *args, *node.static), dtype=m.like.dtype, device=m.like.device)
+    if op.expand:
+        inputs = [Var(-1 - n, arg.dim, 2, f"_{n}") for n, arg in enumerate(node.args)]  # type: ignore[arg-type]
+        return evaluate(op.expand(*inputs, *node.static), dict(zip(inputs, args, strict=True)), m.like)
+    assert op.at is not None
+    vectors = [Components(arg) for arg in args]
+    return m.vector(node.dim, lambda k: op.at(m, k, *vectors, *node.static)).tensor  # type: ignore[misc]
+
+
+def identity(node: Reduction, shape: Sequence[int], like: Tensor) -> list[Tensor]:
+    """The accumulator of nothing: a tensor (size, *batch, M, 1) per field."""
+    fields = node.op.fields([arg.dim for arg in node.args], node.k)
+    dtypes = [torch.int64 if field.index else like.dtype for field in fields]
+    return [
+        torch.full((field.size, *shape), field.identity, dtype=dtype, device=like.device)  # type: ignore[arg-type]
+        for field, dtype in zip(fields, dtypes, strict=True)
+    ]
+
+
+def fold(node: Reduction, state: list[Tensor], terms: Sequence[Tensor], rows: int, like: Tensor) -> list[Tensor]:
+    """Fold a tile of j, whose first row is `rows`, into an accumulator."""
+    m = TorchMath(like, rows)
+    if node.op.fold:
+        return _tensors(node.op.fold(m, _named(node, state), *map(Components, terms)), state)
+    assert node.op.step is not None and node.op.guard is not None
+    for j in range(terms[0].shape[-1]):
+        term = Components(terms[0][..., j : j + 1])
+        if bool(node.op.guard(m, _named(node, state), term).any()):
+            index = m.vector(term.dim, lambda c, j=j: m.index(rows + j))  # type: ignore[misc]
+            state = _tensors(node.op.step(m, _named(node, state), index, term), state)
+    return state
+
+
+def finalize(node: Reduction, state: list[Tensor], count: int, like: Tensor) -> list[Tensor]:
+    """Outputs of an accumulator of `count` rows j: tensors (dim, *batch, M, 1)."""
+    outputs = node.op.finalize(TorchMath(like, count=count), _named(node, state))
+    return [output.tensor for output in outputs]
+
+
+def _tensors(result: Sequence[Components], state: list[Tensor]) -> list[Tensor]:
+    return [new.tensor.expand_as(old) for new, old in zip(result, state, strict=True)]
+
+
+def _named(node: Reduction, state: Sequence[Tensor]) -> SimpleNamespace:
+    dims = [arg.dim for arg in node.args]
+    names = [field.name for field in node.op.fields(dims, node.k)]
+    return SimpleNamespace(dims=dims, **{n: Components(t) for n, t in zip(names, state, strict=True)})
+
+
+def fold_constants(root: Node) -> Node:
+    """Replace operators applied to constants alone by their value.
+
+    Rational arithmetic is exact; other values are computed in float64, then rounded to the data's precision.
+    """
+    return rewrite(root, _fold_constant)
+
+
+def _fold_constant(node: Node) -> Node:
+    if not (isinstance(node, Apply) and node.op.scalar and all(isinstance(arg, Const) for arg in node.args)):
+        return node
+    numbers = [arg.value for arg in node.args if isinstance(arg, Const)]
+    exact = _EXACT.get(node.op.name)
+    try:
+        value = exact(*numbers) if exact else None
+    except ZeroDivisionError:
+        return node
+    if value is None:
+        m = TorchMath(torch.zeros((), dtype=torch.float64))
+        result = float(node.op.scalar(m, *(m.const(float(x)) for x in numbers), *node.static))
+        value = Fraction(result) if math.isfinite(result) else None
+    return node if value is None else Const(value, node.dim)
+
+
+_EXACT: dict[str, Callable[..., Fraction]] = {
+    "Add": lambda a, b: a + b,
+    "Subtract": lambda a, b: a - b,
+    "Minus": lambda a: -a,
+    "Mult": lambda a, b: a * b,
+    "Divide": lambda a, b: a / b,
+    "Inv": lambda a: 1 / a,
+    "Square": lambda a: a * a,
+}

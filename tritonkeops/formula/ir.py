@@ -1,0 +1,363 @@
+"""Formula IR: *what* is computed, as frozen, interned nodes that know their `dim` and their `axes`.
+
+Equal nodes are one object, so common subexpressions are shared for free and `is` decides equality.
+`dim` is the number of components of a node's value; `axes` is the subset of {"i", "j"} it varies with.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from fractions import Fraction
+from typing import Any, ClassVar, Union
+
+Axes = frozenset[str]
+Number = Union[int, float, Fraction]
+Static = Union[int, tuple[int, ...]]
+
+NO_AXES: Axes = frozenset()
+
+
+class IllTyped(ValueError):
+    """A node that cannot exist: wrong arity, dims or categories.
+
+    `operand` is the position of the offending argument, or None where the whole node is at fault.
+    """
+
+    def __init__(self, message: str, operand: int | None = None) -> None:
+        super().__init__(message)
+        self.operand = operand
+
+
+class Category(IntEnum):
+    """What a variable is indexed by; the numbers are KeOps'."""
+
+    I = 0  # noqa: E741
+    J = 1
+    P = 2
+
+    @property
+    def axes(self) -> Axes:
+        return (frozenset("i"), frozenset("j"), NO_AXES)[self]
+
+    @property
+    def keyword(self) -> str:
+        return ("Vi", "Vj", "Pm")[self]
+
+
+_interned: weakref.WeakValueDictionary[tuple[Any, ...], Node] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+infix: dict[tuple[str, int], Callable[..., Node]] = {}
+"""Operators by (symbol, number of operands); filled by the operators' declarations."""
+
+
+class Node:
+    """Base of all formula nodes. Build through the constructors of the subclasses, which intern."""
+
+    __slots__ = ("__weakref__", "_key", "axes", "dim")
+    dim: int
+    axes: Axes
+    _key: tuple[Any, ...]
+    operands: ClassVar[Any] = ()
+
+    @classmethod
+    def _intern(cls, *fields: Any) -> Any:
+        key = (cls, *fields)
+        with _lock:
+            node = _interned.get(key)
+            if node is None:
+                node = object.__new__(cls)
+                object.__setattr__(node, "_key", key)
+                node._fill(*fields)
+                _interned[key] = node
+            return node
+
+    def _fill(self, *fields: Any) -> None:
+        raise NotImplementedError
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"formula nodes are frozen: cannot set {name!r}")
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, self._key)
+
+    def __repr__(self) -> str:
+        from tritonkeops.formula.text import spell  # a repr is for people: the printer sits above the IR
+
+        return spell(self)
+
+    def __add__(self, other: Node | Number) -> Node:
+        return infix["+", 2](self, other)
+
+    def __radd__(self, other: Number) -> Node:
+        return infix["+", 2](other, self)
+
+    def __sub__(self, other: Node | Number) -> Node:
+        return infix["-", 2](self, other)
+
+    def __rsub__(self, other: Number) -> Node:
+        return infix["-", 2](other, self)
+
+    def __mul__(self, other: Node | Number) -> Node:
+        return infix["*", 2](self, other)
+
+    def __rmul__(self, other: Number) -> Node:
+        return infix["*", 2](other, self)
+
+    def __truediv__(self, other: Node | Number) -> Node:
+        return infix["/", 2](self, other)
+
+    def __rtruediv__(self, other: Number) -> Node:
+        return infix["/", 2](other, self)
+
+    def __pow__(self, other: Node | Number) -> Node:
+        return infix["**", 2](self, other)
+
+    def __or__(self, other: Node | Number) -> Node:
+        return infix["|", 2](self, other)
+
+    def __neg__(self) -> Node:
+        return infix["-", 1](self)
+
+
+def _rebuild(cls: type[Node], *fields: Any) -> Node:
+    return cls._intern(*fields)  # type: ignore[no-any-return]
+
+
+class Var(Node):
+    """An input: argument number `position`, with `dim` components, of a category, called `name`."""
+
+    __slots__ = ("category", "name", "position")
+    position: int
+    category: Category
+    name: str
+
+    def __new__(cls, position: int, dim: int, category: Category, name: str) -> Var:
+        return cls._intern(position, dim, Category(category), name)  # type: ignore[no-any-return]
+
+    def _fill(self, position: int, dim: int, category: Category, name: str) -> None:
+        self._set(position=position, dim=dim, category=category, name=name, axes=category.axes)
+
+
+class Const(Node):
+    """An exact rational number, the same in each of `dim` components; rounded once, to the data's precision."""
+
+    __slots__ = ("value",)
+    value: Fraction
+
+    def __new__(cls, value: Number, dim: int = 1) -> Const:
+        return cls._intern(Fraction(value), dim)  # type: ignore[no-any-return]
+
+    def _fill(self, value: Fraction, dim: int) -> None:
+        self._set(value=value, dim=dim, axes=NO_AXES)
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """What one word of the language is: its dimension rule, meaning, derivative and documentation.
+
+    Exactly one of three gives the meaning, as a function of an abstract math namespace `m`:
+    `scalar(m, *components, *static)` for element-wise operators; `at(m, k, *vectors, *static)`, component k of the
+    result, for the others; or `expand(*operands, *static)`, a formula of simpler operators. `vjp(e, *operands,
+    *static)` gives a cotangent per operand, as formulas; an expanded operator takes its expansion's.
+    """
+
+    name: str
+    operands: tuple[str, ...]
+    static: tuple[str, ...]
+    dim: Callable[[Operator, tuple[Node, ...], tuple[Static, ...]], int]
+    doc: str
+    scalar: Callable[..., Any] | None = None
+    at: Callable[..., Any] | None = None
+    expand: Callable[..., Node] | None = None
+    vjp: Callable[..., Sequence[Node | Number]] | None = None
+    symbol: str | None = None
+    domain: tuple[tuple[float, float], ...] = ()
+    example: tuple[Static, ...] = ()
+    example_dims: tuple[int, ...] = ()
+
+    def __call__(self, *args: Node | Number | Static) -> Node:
+        """The operator applied: operands first (numbers become constants), static parameters after.
+
+        Raises IllTyped for a wrong number of arguments or dims that do not fit.
+        """
+        n, most = len(self.operands), len(self.operands) + len(self.static)
+        if len(args) != most:
+            wanted = ", ".join(self.operands + self.static)
+            raise IllTyped(f"{self.name}({wanted}) takes {most} argument{'s' * (most != 1)}, got {len(args)}")
+        for position, value in enumerate(args[n:], n):
+            if not isinstance(value, (int, tuple)):
+                raise IllTyped(f"{self.name}: '{self.static[position - n]}' must be an integer", position)
+        return Apply(self, [as_node(arg) for arg in args[:n]], args[n:])  # type: ignore[arg-type]
+
+    def infer_dim(self, args: tuple[Node, ...], static: tuple[Static, ...]) -> int:
+        """Number of components of the result; raises IllTyped."""
+        return self.dim(self, args, static)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_named, (self.name,))
+
+
+@dataclass(frozen=True)
+class Field:
+    """Part of an accumulator: `size` components that start at `identity`; an index field counts rows j."""
+
+    name: str
+    size: int
+    identity: float
+    index: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class ReductionOp:
+    """A reduction, declared once as a monoid over abstract accumulators.
+
+    `fields(dims, k)` lists the accumulator; `fold(m, acc, *vectors)` takes a tile of j into it, with the tile
+    reductions of `m` (sum_j, max_j ...), and `merge(m, a, b)` joins two accumulators, a's rows j first. Or `step(m, acc,
+    j, *vectors)` takes a single j and `guard(m, acc, *vectors)` is false where that would change nothing; then merging
+    is a step for each of b's entries, its fields being k values and k rows j per component. `finalize(m, acc)` gives the outputs, floats or indices as `outputs` says, with `size(dims)` components (that of the
+    last field unless said). `vjp(node, v, e, out)` is the adjoint as another reduction. `float_sum` marks sums of
+    floats, which honour dtype_acc and sum_scheme. Accumulators carry the formulas' dims as `acc.dims`.
+    """
+
+    name: str
+    formulas: tuple[int, int]
+    outputs: tuple[str, ...]
+    fields: Callable[..., tuple[Field, ...]]
+    finalize: Callable[..., Sequence[Any]]
+    doc: str
+    fold: Callable[..., Sequence[Any]] | None = None
+    merge: Callable[..., Sequence[Any]] | None = None
+    step: Callable[..., Sequence[Any]] | None = None
+    guard: Callable[..., Any] | None = None
+    takes_k: bool = False
+    vjp: Callable[..., Reduction] | None = None
+    float_sum: bool = False
+    size: Callable[[Sequence[int]], int] | None = None
+
+    def check(self, args: tuple[Node, ...], k: int) -> None:
+        """Raises IllTyped for a wrong number of formulas, dims that do not broadcast, or a missing K."""
+        least, most = self.formulas
+        if not least <= len(args) <= most:
+            wanted = "a weight formula (formula2)" if len(args) < least else "no weight formula (formula2)"
+            raise IllTyped(f"{self.name} takes {wanted}")
+        if len(args) == 2 and len({arg.dim for arg in args} - {1}) > 1:
+            raise IllTyped(f"{self.name}: formula has dim {args[0].dim} and weight dim {args[1].dim}: "
+                           "expected equal dims, or one of them scalar", 1)
+        if self.takes_k and k < 1:
+            raise IllTyped(f"{self.name} needs opt_arg=K, a positive number of neighbours; got {k}")
+
+    def value_dim(self, args: tuple[Node, ...], k: int) -> int:
+        """Components of one float or index output for one row of the result."""
+        dims = [arg.dim for arg in args]
+        return self.size(dims) if self.size else self.fields(dims, k)[-1].size
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_named, (self.name + "_Reduction",))
+
+
+words: dict[str, Operator | ReductionOp] = {}
+"""Every declared operator by name, and every reduction by name + "_Reduction"."""
+
+
+def _named(name: str) -> Operator | ReductionOp:
+    return words[name]
+
+
+class Apply(Node):
+    """An operator applied to operands and to static parameters (integers known when compiling)."""
+
+    __slots__ = ("args", "op", "static")
+    op: Operator
+    args: tuple[Node, ...]
+    static: tuple[Static, ...]
+
+    def __new__(cls, op: Operator, args: Sequence[Node], static: Sequence[Static] = ()) -> Apply:
+        """Raises IllTyped where the operator's dimension rule rejects the operands."""
+        args, static = tuple(args), tuple(static)
+        dim = op.infer_dim(args, static)
+        return cls._intern(op, args, static, dim)  # type: ignore[no-any-return]
+
+    def _fill(self, op: Operator, args: tuple[Node, ...], static: tuple[Static, ...], dim: int) -> None:
+        axes = NO_AXES.union(*(arg.axes for arg in args))
+        self._set(op=op, args=args, static=static, dim=dim, axes=axes)
+
+    @property
+    def operands(self) -> tuple[Node, ...]:  # type: ignore[override]
+        return self.args
+
+
+class Reduction(Node):
+    """A reduction of `args` (formula, then weight if any) over i (axis 0) or over j (axis 1).
+
+    `dim` counts the components of the reduced value, one row of the result; `k` is the K of the K-reductions,
+    0 elsewhere. The result varies with the axis that is not reduced.
+    """
+
+    __slots__ = ("args", "axis", "k", "op")
+    op: ReductionOp
+    args: tuple[Node, ...]
+    axis: int
+    k: int
+
+    def __new__(cls, op: ReductionOp, args: Sequence[Node], axis: int, k: int = 0) -> Reduction:
+        """Raises IllTyped for a wrong number of formulas, dims that do not fit, or a missing K."""
+        args = tuple(args)
+        op.check(args, k)
+        return cls._intern(op, args, axis, k)  # type: ignore[no-any-return]
+
+    def _fill(self, op: ReductionOp, args: tuple[Node, ...], axis: int, k: int) -> None:
+        axes = frozenset("j" if axis == 0 else "i")
+        self._set(op=op, args=args, axis=axis, k=k, dim=op.value_dim(args, k), axes=axes)
+
+    @property
+    def operands(self) -> tuple[Node, ...]:  # type: ignore[override]
+        return self.args
+
+
+def as_node(value: Node | Number) -> Node:
+    """A node as it is, a number as a constant."""
+    return value if isinstance(value, Node) else Const(value)
+
+
+def postorder(roots: Iterable[Node]) -> Iterator[Node]:
+    """Every node under the roots once, operands before users. Iterative: formulas may be deep."""
+    seen: set[Node] = set()
+    stack = [(root, False) for root in reversed(list(roots))]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            yield node
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((operand, False) for operand in reversed(node.operands))
+
+
+def variables(*roots: Node) -> tuple[Var, ...]:
+    """The variables under the roots, by position."""
+    found = (node for node in postorder(roots) if isinstance(node, Var))
+    return tuple(sorted(found, key=lambda var: var.position))
+
+
+def rebuild(node: Node, operands: Sequence[Node]) -> Node:
+    """The same node over other operands."""
+    if isinstance(node, Apply):
+        return node if node.args == tuple(operands) else Apply(node.op, operands, node.static)
+    if isinstance(node, Reduction):
+        return node if node.args == tuple(operands) else Reduction(node.op, operands, node.axis, node.k)
+    return node

@@ -1,0 +1,116 @@
+"""Formula IR as text: one line a node in MLIR's manner, and back to the same object; and formulas spelt as written."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from tritonkeops.formula.ir import (
+    Apply,
+    Category,
+    Const,
+    Node,
+    Operator,
+    Reduction,
+    ReductionOp,
+    Static,
+    Var,
+    postorder,
+    words,
+)
+
+
+def spell(node: Node) -> str:
+    """The node as a formula of the language."""
+    done: dict[Node, str] = {}
+    for each in postorder([node]):
+        done[each] = _spell(each, [done[x] for x in each.operands])
+    return done[node]
+
+
+def _spell(node: Node, args: list[str]) -> str:
+    if isinstance(node, Var):
+        return node.name
+    if isinstance(node, Const):
+        value = str(node.value) if node.value.denominator == 1 else f"({node.value})"
+        return value if node.dim == 1 else (f"Zero({node.dim})" if not node.value else f"SumT({value}, {node.dim})")
+    if isinstance(node, Reduction):
+        parameters = ([str(node.k)] if node.op.takes_k else []) + [str(node.axis)]
+        return f"{node.op.name}_Reduction({', '.join([args[0], *parameters, *args[1:]])})"
+    assert isinstance(node, Apply)
+    if node.op.symbol and len(args) == 2:
+        return f"({args[0]} {node.op.symbol} {args[1]})"
+    if node.op.symbol:
+        return f"({node.op.symbol}{args[0]})"
+    return f"{node.op.name}({', '.join(args + [str(s) for s in node.static])})"
+
+
+def show(root: Node) -> str:
+    """MLIR-like text: one line a node, operands before users.
+
+    `%2 = SqDist(%x, %y) : 1 {i,j}` gives the operator, its operands, then dim and axes.
+    """
+    names: dict[Node, str] = {}
+    lines = []
+    for node in postorder([root]):
+        names[node] = f"%{node.name}" if isinstance(node, Var) else f"%{len(names)}"
+        lines.append(f"{names[node]} = {_operation(node, [names[x] for x in node.operands])}{_type(node)}")
+    return "\n".join(lines) + "\n"
+
+
+def _type(node: Node) -> str:
+    return f" : {node.dim} {{{','.join(sorted(node.axes))}}}"
+
+
+def _operation(node: Node, operands: list[str]) -> str:
+    if isinstance(node, Var):
+        return f"{node.category.keyword}({node.position}, {node.dim})"
+    if isinstance(node, Const):
+        return f"const {node.value}"
+    listed = ", ".join(operands)
+    if isinstance(node, Reduction):
+        return f"reduce {node.op.name}({listed}) over {'ij'[node.axis]}{f' k={node.k}' if node.k else ''}"
+    assert isinstance(node, Apply)
+    return f"{node.op.name}({listed})" + (f" {list(node.static)}" if node.static else "")
+
+
+_LINE = re.compile(r"%(?P<name>\w+) = (?P<what>.*) : (?P<dim>\d+) \{(?P<axes>[ij,]*)\}$")
+_VAR = re.compile(r"(Vi|Vj|Pm)\((\d+), \d+\)$")
+_REDUCE = re.compile(r"reduce (\w+)\((.*)\) over ([ij])(?: k=(\d+))?$")
+_APPLY = re.compile(r"(\w+)\((.*?)\)(?: \[(.*)\])?$")
+
+
+def read(text: str) -> Node:
+    """The node that `show` printed, the same object; raises ValueError naming the line that cannot be read."""
+    names: dict[str, Node] = {}
+    node: Node | None = None
+    for number, line in enumerate(text.strip().splitlines(), 1):
+        match = _LINE.match(line.strip())
+        if not match:
+            raise ValueError(f"line {number}: expected '%name = operation : dim {{axes}}', got {line!r}")
+        node = names[match["name"]] = _read_operation(match["what"], match["name"], int(match["dim"]), names)
+        if _type(node) != f" : {match['dim']} {{{match['axes']}}}":
+            raise ValueError(f"line {number}: {node!r} has type{_type(node)}, the text says otherwise: {line!r}")
+    if node is None:
+        raise ValueError("empty formula IR")
+    return node
+
+
+def _read_operation(what: str, name: str, dim: int, names: dict[str, Node]) -> Node:
+    def operands(listed: str) -> list[Node]:
+        return [names[operand.strip().lstrip("%")] for operand in listed.split(",")]
+
+    if what.startswith("const "):
+        return Const(Fraction(what[6:]), dim)
+    if match := _VAR.match(what):
+        return Var(int(match[2]), dim, Category(("Vi", "Vj", "Pm").index(match[1])), name)
+    if match := _REDUCE.match(what):
+        op = words[match[1] + "_Reduction"]
+        assert isinstance(op, ReductionOp)
+        return Reduction(op, operands(match[2]), "ij".index(match[3]), int(match[4] or 0))
+    match = _APPLY.match(what)
+    operator = words.get(match[1]) if match else None
+    if match is None or not isinstance(operator, Operator):
+        raise ValueError(f"unknown operation {what!r}")
+    static: list[Static] = [int(s) for s in match[3].split(",")] if match[3] else []
+    return Apply(operator, operands(match[2]) if match[2] else [], static)

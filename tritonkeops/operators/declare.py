@@ -1,0 +1,147 @@
+"""How operators and reductions are declared: one entry each, into the one registry `words`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tritonkeops.formula.ir import (
+    Const,
+    IllTyped,
+    Node,
+    Number,
+    Operator,
+    ReductionOp,
+    Static,
+    as_node,
+    infix,
+    words,
+)
+
+Partials = Callable[..., Any]
+
+
+def _parameters(function: Callable[..., Any], skip: int) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)[skip:]
+
+
+def _register(operator: Operator) -> Operator:
+    if operator.name in words:
+        raise ValueError(f"operator {operator.name!r} is declared twice")
+    words[operator.name] = operator
+    if operator.symbol:
+        infix[operator.symbol, len(operator.operands)] = operator
+    return operator
+
+
+def broadcast(op: Operator, args: Sequence[Node], static: Sequence[Static] = ()) -> int:
+    """KeOps' rule for element-wise operators: equal dims, or scalars among them."""
+    dims = {arg.dim for arg in args} - {1}
+    if len(dims) > 1:
+        found = ", ".join(f"{name} = {arg!r} has dim {arg.dim}" for name, arg in zip(op.operands, args, strict=True))
+        raise IllTyped(f"{op.name}: {found}; expected equal dims, or scalars (dim 1) among them")
+    return dims.pop() if dims else 1
+
+
+def sum_to(dim: int, value: Node) -> Node:
+    """The adjoint of broadcasting a scalar: cotangents of its copies add up."""
+    return words["Sum"](value) if dim == 1 and value.dim > 1 else value  # type: ignore[operator, return-value]
+
+
+def _chain(partials: Partials, arity: int) -> Callable[..., Sequence[Node]]:
+    """vjp of an element-wise operator from its partial derivatives."""
+
+    def vjp(e: Node, *args: Any) -> Sequence[Node]:
+        derivatives = partials(*args)
+        derivatives = derivatives if isinstance(derivatives, tuple) else (derivatives,)
+        return [sum_to(arg.dim, e * as_node(d)) for arg, d in zip(args[:arity], derivatives, strict=True)]
+
+    return vjp
+
+
+def elementwise(
+    name: str,
+    scalar: Callable[..., Any],
+    partials: Partials,
+    doc: str,
+    *,
+    static: tuple[str, ...] = (),
+    symbol: str | None = None,
+    domain: tuple[float, float] | tuple[tuple[float, float], ...] = (-2.0, 2.0),
+    example: tuple[Static, ...] = (),
+) -> Operator:
+    """Declare an element-wise operator.
+
+    `scalar(m, x, ..., *static)` is its meaning on one component; `partials(f, ..., *static)` the partial derivative
+    by each operand, as formulas or numbers; `domain` where tests may evaluate it (one range, or one per operand);
+    `example` static parameters for them.
+    """
+    operands = tuple(p for p in _parameters(scalar, 1) if p not in static)
+    ranges = domain if isinstance(domain[0], tuple) else (domain,) * len(operands)
+    return _register(Operator(
+        name, operands, static, broadcast, doc, scalar=scalar, vjp=_chain(partials, len(operands)),
+        symbol=symbol, domain=ranges, example=example,  # type: ignore[arg-type]
+    ))  # fmt: skip
+
+
+def componentwise(
+    name: str,
+    dim: Callable[..., int],
+    at: Callable[..., Any],
+    vjp: Callable[..., Sequence[Node | Number]],
+    doc: str,
+    *,
+    static: tuple[str, ...] = (),
+    example: tuple[Static, ...] = (),
+    example_dims: tuple[int, ...] = (),
+) -> Operator:
+    """Declare an operator by component k of its result: `at(m, k, f, ..., *static)`, f[k] being components.
+
+    `dim(f, ..., *static)` is its dimension rule on nodes and raises IllTyped.
+    """
+    operands = tuple(p for p in _parameters(at, 2) if p not in static)
+
+    def infer(op: Operator, args: tuple[Node, ...], values: tuple[Static, ...]) -> int:
+        return dim(*args, *values)
+
+    return _register(Operator(
+        name, operands, static, infer, doc, at=at, vjp=vjp, example=example, example_dims=example_dims,
+    ))  # fmt: skip
+
+
+def derived(
+    name: str,
+    expand: Callable[..., Node],
+    doc: str,
+    *,
+    static: tuple[str, ...] = (),
+    symbol: str | None = None,
+    example: tuple[Static, ...] = (),
+    example_dims: tuple[int, ...] = (),
+) -> Operator:
+    """Declare an operator as a formula of others: its dims, meaning and derivative are the formula's."""
+    operands = tuple(p for p in _parameters(expand, 0) if p not in static)
+
+    def infer(op: Operator, args: tuple[Node, ...], values: tuple[Static, ...]) -> int:
+        try:
+            return expand(*args, *values).dim
+        except IllTyped as error:
+            found = ", ".join(f"{n} = {arg!r} has dim {arg.dim}" for n, arg in zip(operands, args, strict=True))
+            raise IllTyped(f"{name}: {found}; in it, {error}") from error
+
+    return _register(Operator(
+        name, operands, static, infer, doc, expand=expand, symbol=symbol, example=example, example_dims=example_dims,
+    ))  # fmt: skip
+
+
+def reduction(name: str, **declaration: Any) -> ReductionOp:
+    """Declare a reduction; see ReductionOp for what its parts are."""
+    op = ReductionOp(name=name, **declaration)
+    words[name + "_Reduction"] = op
+    return op
+
+
+def zero_like(node: Node) -> Node:
+    """Zeros of a node's dim."""
+    return Const(0, node.dim)

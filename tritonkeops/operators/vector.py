@@ -1,0 +1,265 @@
+"""Operators that mix components: constants, indexing, norms, products. Matrices are row-major, as PyKeOps computes.
+
+`at(m, k, f, ...)` gives component k of the result. k may be an integer or a symbolic index (a loop over components),
+so choices that depend on k go through `m.piecewise`.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+from tritonkeops.formula.ir import Apply, Const, IllTyped, Node
+from tritonkeops.operators.declare import componentwise, derived, zero_like
+from tritonkeops.operators.elementwise import Rsqrt, Sqrt, Square
+
+# Sums and copies --------------------------------------------------------------------------------------------------
+
+Sum = componentwise(
+    "Sum", dim=lambda f: 1, at=lambda m, k, f: m.sum(f.dim, lambda c: f[c]), vjp=lambda e, f: [SumT(e, f.dim)],
+    doc="Sum of the components of f.",
+)  # fmt: skip
+
+
+def _sumt_dim(f: Node, n: int) -> int:
+    _expect(f.dim == 1, f"SumT(f, n): f = {f!r} has dim {f.dim}, expected a scalar")
+    _expect(n >= 1, f"SumT(f, n): n = {n}, expected at least 1", 1)
+    return n
+
+
+def _expect(condition: bool, message: str, operand: int = 0) -> None:
+    if not condition:
+        raise IllTyped(message, operand)
+
+
+SumT = componentwise(
+    "SumT", dim=_sumt_dim, at=lambda m, k, f, n: f[0], vjp=lambda e, f, n: [Sum(e)],
+    doc="n copies of the scalar f.", static=("n",), example=(3,), example_dims=(1,),
+)  # fmt: skip
+
+
+# Constants: evaluated where they are written, so they are nodes of their own and not operators' results -----------
+
+
+def _constant(name: str, static: tuple[str, ...], value: Any, doc: str, example: tuple[int, ...]) -> Any:
+    return derived(name, value, doc, static=static, example=example)
+
+
+IntCst = _constant("IntCst", ("n",), lambda n: Const(n), "The integer n.", (2,))
+IntInv = _constant("IntInv", ("n",), lambda n: Const(_ratio("IntInv", 1, n)), "1 / n.", (3,))
+RatCst = _constant("RatCst", ("p", "q"), lambda p, q: Const(_ratio("RatCst", p, q)), "p / q.", (2, 3))
+Zero = _constant("Zero", ("n",), lambda n: Const(0, _positive("Zero", n)), "n zeros.", (3,))
+
+
+def _ratio(name: str, p: int, q: int) -> Fraction:
+    _expect(q != 0, f"{name}: division by zero", 0)
+    return Fraction(p, q)
+
+
+def _positive(name: str, n: int) -> int:
+    _expect(n >= 1, f"{name}: n = {n}, expected at least 1", 0)
+    return n
+
+
+# Indexing and padding ---------------------------------------------------------------------------------------------
+
+
+def _elem_dim(f: Node, m: int) -> int:
+    _expect(0 <= m < f.dim, f"Elem(f, m): m = {m}, expected 0 <= m < {f.dim}, the dim of f", 1)
+    return 1
+
+
+Elem = componentwise(
+    "Elem", dim=_elem_dim, at=lambda math, k, f, m: f[m], vjp=lambda e, f, m: [ElemT(e, f.dim, m)],
+    doc="Component m of f, from 0.", static=("m",), example=(1,), example_dims=(3,),
+)  # fmt: skip
+
+
+def _elemt_dim(f: Node, n: int, m: int) -> int:
+    _expect(f.dim == 1, f"ElemT(f, n, m): f = {f!r} has dim {f.dim}, expected a scalar")
+    _expect(0 <= m < n, f"ElemT(f, n, m): m = {m}, expected 0 <= m < n = {n}", 2)
+    return n
+
+
+ElemT = componentwise(
+    "ElemT", dim=_elemt_dim,
+    at=lambda math, k, f, n, m: math.piecewise(k, (m, lambda c: 0), (m + 1, lambda c: f[0]), (n, lambda c: 0)),
+    vjp=lambda e, f, n, m: [Elem(e, m)],
+    doc="The scalar f at position m of a vector of n zeros.", static=("n", "m"), example=(4, 1), example_dims=(1,),
+)  # fmt: skip
+
+
+def _extract_dim(f: Node, start: int, d: int) -> int:
+    _expect(0 <= start and d >= 1 and start + d <= f.dim,
+            f"Extract(f, start, d): components {start} to {start + d - 1}, expected some of the {f.dim} of f", 1)  # fmt: skip
+    return d
+
+
+Extract = componentwise(
+    "Extract", dim=_extract_dim, at=lambda m, k, f, start, d: f[k + start],
+    vjp=lambda e, f, start, d: [ExtractT(e, start, f.dim)],
+    doc="d components of f from position start.", static=("start", "d"), example=(1, 2), example_dims=(4,),
+)  # fmt: skip
+
+
+def _extractt_dim(f: Node, start: int, n: int) -> int:
+    _expect(0 <= start and start + f.dim <= n,
+            f"ExtractT(f, start, n): components {start} to {start + f.dim - 1}, expected some of n = {n}", 1)  # fmt: skip
+    return n
+
+
+ExtractT = componentwise(
+    "ExtractT", dim=_extractt_dim,
+    at=lambda m, k, f, start, n: m.piecewise(
+        k, (start, lambda c: 0), (start + f.dim, lambda c: f[c - start]), (n, lambda c: 0)
+    ),
+    vjp=lambda e, f, start, n: [Extract(e, start, f.dim)],
+    doc="f at position start of a vector of n zeros.", static=("start", "n"), example=(1, 5), example_dims=(2,),
+)  # fmt: skip
+Concat = componentwise(
+    "Concat", dim=lambda f, g: f.dim + g.dim,
+    at=lambda m, k, f, g: m.piecewise(k, (f.dim, lambda c: f[c]), (f.dim + g.dim, lambda c: g[c - f.dim])),
+    vjp=lambda e, f, g: [Extract(e, 0, f.dim), Extract(e, f.dim, g.dim)],
+    doc="The components of f, then those of g.", example_dims=(2, 3),
+)  # fmt: skip
+
+
+def _onehot_dim(f: Node, n: int) -> int:
+    _expect(f.dim == 1, f"OneHot(f, n): f = {f!r} has dim {f.dim}, expected a scalar")
+    return _positive("OneHot", n)
+
+
+OneHot = componentwise(
+    "OneHot", dim=_onehot_dim,
+    at=lambda m, k, f, n: m.where(m.eq(m.floor(f[0] + 0.5), m.number(k)), 1, 0), vjp=lambda e, f, n: [0],
+    doc="1 at the position nearest to f among n, else 0; all 0 where f is outside.",
+    static=("n",), example=(3,), example_dims=(1,),
+)  # fmt: skip
+
+
+# Extrema over components ------------------------------------------------------------------------------------------
+
+
+def _extremum(m: Any, f: Any, better: Any) -> tuple[Any, Any]:
+    """Value and position of the first best component; a NaN counts only in the first."""
+    value, index = f[0], m.const(0)
+    for c in range(1, f.dim):
+        wins = better(f[c], value)
+        value, index = m.where(wins, f[c], value), m.where(wins, c, index)
+    return value, index
+
+
+def _greater(a: Any, b: Any) -> Any:
+    return a > b
+
+
+def _less(a: Any, b: Any) -> Any:
+    return a < b
+
+
+Max = componentwise("Max", dim=lambda f: 1, at=lambda m, k, f: _extremum(m, f, _greater)[0],
+                    vjp=lambda e, f: [e * OneHot(ArgMax(f), f.dim)], doc="Largest component.")  # fmt: skip
+Min = componentwise("Min", dim=lambda f: 1, at=lambda m, k, f: _extremum(m, f, _less)[0],
+                    vjp=lambda e, f: [e * OneHot(ArgMin(f), f.dim)], doc="Smallest component.")  # fmt: skip
+ArgMax = componentwise("ArgMax", dim=lambda f: 1, at=lambda m, k, f: _extremum(m, f, _greater)[1],
+                       vjp=lambda e, f: [zero_like(f)], doc="Position of the first largest component.")  # fmt: skip
+ArgMin = componentwise("ArgMin", dim=lambda f: 1, at=lambda m, k, f: _extremum(m, f, _less)[1],
+                       vjp=lambda e, f: [zero_like(f)], doc="Position of the first smallest component.")  # fmt: skip
+
+# Products ---------------------------------------------------------------------------------------------------------
+
+
+def _matvec_dim(A: Node, b: Node) -> int:
+    _expect(A.dim % b.dim == 0, f"MatVecMult(A, b): A = {A!r} has dim {A.dim}, expected a multiple of {b.dim}, the dim of b")
+    return A.dim // b.dim
+
+
+def _vecmat_dim(b: Node, A: Node) -> int:
+    _expect(A.dim % b.dim == 0, f"VecMatMult(b, A): A = {A!r} has dim {A.dim}, expected a multiple of {b.dim}, the dim of b", 1)
+    return A.dim // b.dim
+
+
+MatVecMult = componentwise(
+    "MatVecMult", dim=_matvec_dim, at=lambda m, k, A, b: m.sum(b.dim, lambda c: A[k * b.dim + c] * b[c]),
+    vjp=lambda e, A, b: [TensorProd(e, b), VecMatMult(e, A)],
+    doc="Matrix A (n x p, row-major) times vector b (p): n components.", example_dims=(6, 3),
+)  # fmt: skip
+VecMatMult = componentwise(
+    "VecMatMult", dim=_vecmat_dim, at=lambda m, k, b, A: m.sum(b.dim, lambda c: b[c] * A[c * (A.dim // b.dim) + k]),
+    vjp=lambda e, b, A: [MatVecMult(A, e), TensorProd(b, e)],
+    doc="Vector b (n) times matrix A (n x p, row-major): p components.", example_dims=(2, 6),
+)  # fmt: skip
+TensorProd = componentwise(
+    "TensorProd", dim=lambda f, g: f.dim * g.dim, at=lambda m, k, f, g: f[k // g.dim] * g[k % g.dim],
+    vjp=lambda e, f, g: [MatVecMult(e, g), VecMatMult(f, e)],
+    doc="Outer product, row-major: component k * dim(g) + l is f_k g_l.", example_dims=(2, 3),
+)  # fmt: skip
+Scalprod = derived("Scalprod", lambda f, g: Sum(f * g), "Scalar product of f and g.", symbol="|")
+
+# Norms ------------------------------------------------------------------------------------------------------------
+
+SqNorm2 = derived("SqNorm2", lambda f: Sum(Square(f)), "Squared Euclidean norm.")
+Norm2 = derived("Norm2", lambda f: Sqrt(SqNorm2(f)), "Euclidean norm; derivative 0 at 0.")
+Normalize = derived("Normalize", lambda f: Rsqrt(SqNorm2(f)) * f, "f / Norm2(f), and 0 at 0.")
+SqDist = derived("SqDist", lambda f, g: SqNorm2(f - g), "Squared Euclidean distance.")
+
+
+def _square_matrix(S: Node, f: Node) -> Node:
+    _expect(S.dim == f.dim**2, f"SymSqNorm(S, f): S = {S!r} has dim {S.dim}, expected {f.dim**2}, the square of the dim of f")
+    return Scalprod(MatVecMult(S, f), f)
+
+
+def _weighted(s: Node, f: Node) -> Node:
+    norms = {1: SqNormIso, f.dim: SqNormDiag, f.dim**2: SymSqNorm}
+    form = SqNormIso if s.dim == 1 else norms.get(s.dim)
+    if form is None:
+        raise IllTyped(f"WeightedSqNorm(s, f): s = {s!r} has dim {s.dim}, expected 1, {f.dim} or {f.dim**2} "
+                       f"for f of dim {f.dim}", 0)  # fmt: skip
+    return form(s, f)
+
+
+SqNormIso = derived("SqNormIso", lambda s, f: s * SqNorm2(f), "s times the squared norm of f.", example_dims=(1, 3))
+SqNormDiag = derived("SqNormDiag", lambda s, f: Sum(s * Square(f)), "Sum of s_k f_k^2.")
+SymSqNorm = derived("SymSqNorm", _square_matrix, "Sum of S[k, l] f_k f_l, S row-major.", example_dims=(9, 3))
+WeightedSqNorm = derived(
+    "WeightedSqNorm", _weighted, "SqNormIso, SqNormDiag or SymSqNorm, by the dim of s: 1, D or D x D.", example_dims=(3, 3)
+)
+WeightedSqDist = derived("WeightedSqDist", lambda s, f, g: WeightedSqNorm(s, f - g), "WeightedSqNorm(s, f - g).")
+
+# Differentiation: words that the pass `differentiate` replaces ------------------------------------------------------
+
+
+def _grad_dim(F: Node, v: Node, e: Node) -> int:
+    _expect(not v.operands and not isinstance(v, Const), f"Grad(F, v, e): v = {v!r}, expected a variable", 1)
+    _expect(e.dim == F.dim, f"Grad(F, v, e): e = {e!r} has dim {e.dim}, expected {F.dim}, the dim of F", 2)
+    return v.dim
+
+
+def _unexpanded(*args: Any) -> Any:
+    raise AssertionError("Grad is replaced before anything is evaluated or lowered")
+
+
+Grad = componentwise("Grad", dim=_grad_dim, at=lambda m, k, F, v, e: _unexpanded(), vjp=_unexpanded,
+                     doc="Adjoint of the derivative of F by the variable v, applied to e.")  # fmt: skip
+Grad_WithSavedForward = componentwise(
+    "Grad_WithSavedForward", dim=lambda R, v, e, out: _grad_dim(R, v, e), at=lambda m, k, R, v, e, out: _unexpanded(),
+    vjp=_unexpanded, doc="Grad of a reduction R whose result `out` is given.",
+)  # fmt: skip
+
+
+def _grad_matrix(F: Node, v: Node) -> Node:
+    rows = [Grad(F, v, ElemT(Const(1), F.dim, k)) for k in range(F.dim)]
+    matrix = rows[0]
+    for row in rows[1:]:
+        matrix = Concat(matrix, row)
+    return matrix
+
+
+GradMatrix = derived("GradMatrix", _grad_matrix, "Jacobian, row-major: component k * dim(v) + l is dF_k / dv_l.")
+
+STRUCTURAL = (Grad, Grad_WithSavedForward, GradMatrix)
+
+
+def is_gradient(node: Node) -> bool:
+    """Whether a node still has to be differentiated."""
+    return isinstance(node, Apply) and node.op in STRUCTURAL

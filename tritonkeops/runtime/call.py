@@ -1,0 +1,216 @@
+"""What happens at a call: arguments are checked against the formula, laid out, and handed to a kernel.
+
+All checks of shapes, dtypes and devices are made once per signature of the arguments; a call with a known signature
+looks it up and runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tritonkeops.backends.kernel import Launch, Layout
+from tritonkeops.compiler import Program, Target
+from tritonkeops.formula.ir import Var
+from tritonkeops.runtime import tuning
+
+_BACKENDS = (
+    "auto", "CPU", "GPU", "GPU_1D", "GPU_2D", "GPU_1D_device", "GPU_1D_host", "GPU_2D_device", "GPU_2D_host",
+)  # fmt: skip
+_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+_MOST_PLANS = 256
+_FEW_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How sums are accumulated: KeOps' `dtype_acc` and `sum_scheme`, as the constructor takes them."""
+
+    dtype_acc: str
+    sum_scheme: str
+
+    def target(self, dtype: str, layout: Layout) -> Target:
+        """The target for data of a dtype in a layout. Raises ValueError where dtype_acc is narrower than the data."""
+        acc = dtype if self.dtype_acc == "auto" else self.dtype_acc
+        if (dtype, acc) == ("float64", "float32") or acc == "float16":
+            raise ValueError(f"dtype_acc={acc!r}: expected at least the precision of the data, {dtype}")
+        few = layout.rows if layout.rows <= _FEW_ROWS else 0
+        return Target(dtype, acc, self.sum_scheme, _FEW_ROWS if few else 0, layout.cols >= 2**31)
+
+
+def accuracy(program: Program, dtype_acc: str, use_double_acc: bool, sum_scheme: str) -> Accuracy:
+    """Check the constructor's accuracy options against the reduction; raises ValueError."""
+    op = program.reduction.op
+    if use_double_acc and dtype_acc != "auto":
+        raise ValueError("give dtype_acc or use_double_acc, not both")
+    dtype_acc = "float64" if use_double_acc else dtype_acc
+    _one_of("dtype_acc", dtype_acc, ("auto", "float16", "float32", "float64"))
+    _one_of("sum_scheme", sum_scheme, ("auto", "direct_sum", "block_sum", "kahan_scheme"))
+    if dtype_acc != "auto" and not op.float_sum:
+        raise ValueError(f"dtype_acc={dtype_acc!r}: {op.name} does not sum floats, expected 'auto'")
+    if sum_scheme in ("block_sum", "kahan_scheme") and not op.float_sum:
+        raise ValueError(f"sum_scheme={sum_scheme!r}: {op.name} does not sum floats, expected 'auto' or 'direct_sum'")
+    if sum_scheme == "kahan_scheme" and op.name != "Sum":
+        raise ValueError(f"sum_scheme='kahan_scheme': expected a Sum, got {op.name}; 'block_sum' serves it")
+    if sum_scheme == "auto":
+        sum_scheme = "block_sum" if op.float_sum else "direct_sum"
+    return Accuracy(dtype_acc, sum_scheme)
+
+
+def _one_of(name: str, value: str, expected: Sequence[str]) -> None:
+    if value not in expected:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, expected))}")
+
+
+def check_options(backend: str, device_id: int, ranges: object) -> None:
+    """Check the call's options; raises ValueError, TypeError, or NotImplementedError for what is not there yet."""
+    _one_of("backend", backend, _BACKENDS)
+    if not isinstance(device_id, int) or device_id < -1:
+        raise ValueError(f"device_id={device_id!r}: expected -1 or the number of a device")
+    if backend.startswith("GPU"):
+        raise NotImplementedError(f"backend={backend!r}: the GPU back end is not there yet; use 'auto' or 'CPU'")
+    if ranges is not None:
+        raise NotImplementedError("ranges: block-sparse reductions are not there yet; pass ranges=None")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked signature: the launch, which arguments have to be copied first, and the outputs' shapes."""
+
+    launch: Launch
+    reshape: tuple[tuple[int, ...] | None, ...]
+    copies: tuple[int, ...]
+    outputs: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    public: tuple[int, ...]
+
+
+class Caller:
+    """A program and its plans. Safe to share among threads: plans are added, never changed."""
+
+    def __init__(self, program: Program, how: Accuracy) -> None:
+        self.program, self.how = program, how
+        self._plans: dict[tuple[object, ...], Plan] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"program": self.program, "how": self.how, "_plans": {}}
+
+    def __call__(self, args: Sequence[Tensor], out: Tensor | tuple[Tensor, ...] | None = None) -> list[Tensor]:
+        """The outputs, each (*batch, M, dim), or (*batch, M, K[, D]) for K-reductions."""
+        try:
+            key = tuple([(x.shape, x.stride(), x.dtype, x.device) for x in args])
+            plan = self._plans.get(key)
+        except AttributeError:
+            plan, key = None, ()
+        if plan is None:
+            plan = self._plan(args)
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
+        outputs = [torch.empty(shape, dtype=dtype) for shape, dtype in plan.outputs] if out is None else self._given(plan, out)
+        if plan.copies or any(plan.reshape):
+            args = [x if shape is None else x.reshape(shape) for x, shape in zip(args, plan.reshape, strict=True)]
+            args = [x.contiguous() if n in plan.copies else x for n, x in enumerate(args)]
+        plan.launch(args, outputs, torch.get_num_threads())
+        return [x.view(plan.public) for x in outputs] if out is None else outputs
+
+    def _given(self, plan: Plan, out: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
+        given = list(out) if isinstance(out, (tuple, list)) else [out]
+        if len(given) != len(plan.outputs):
+            raise ValueError(f"out: expected {len(plan.outputs)} tensors, got {len(given)}")
+        for tensor, (_, dtype) in zip(given, plan.outputs, strict=True):
+            found = (tuple(tensor.shape), tensor.dtype, tensor.device.type, tensor.is_contiguous())
+            if found != (plan.public, dtype, "cpu", True):
+                raise ValueError(f"out: expected a contiguous {dtype} tensor of shape {plan.public} on the CPU, got "
+                                 f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+                                 f"{'' if tensor.is_contiguous() else ', not contiguous'}")  # fmt: skip
+        return given
+
+    def _plan(self, args: Sequence[Tensor]) -> Plan:
+        variables = self.program.variables
+        _check_tensors(variables, args)
+        reshape = tuple(_parameter_shape(var, arg, variables, args) for var, arg in zip(variables, args, strict=True))
+        args = [x if shape is None else x.reshape(shape) for x, shape in zip(args, reshape, strict=True)]
+        layout = lay_out(variables, args, self.program.reduction.axis)
+        copies = tuple(n for n, x in enumerate(args) if x.shape[-1] > 1 and x.stride(-1) != 1)
+        args = [x.contiguous() if n in copies else x for n, x in enumerate(args)]
+        target = self.how.target(_DTYPES[args[0].dtype], layout)
+        launch = tuning.launch(self.program, target, args, layout)
+        dims, public = self._shapes(layout)
+        kinds = [torch.int64 if kind == "index" else args[0].dtype for kind in self.program.reduction.op.outputs]
+        shape = (*layout.batch, layout.rows, dims)
+        return Plan(launch, reshape, copies, tuple((shape, kind) for kind in kinds), public)
+
+    def _shapes(self, layout: Layout) -> tuple[int, tuple[int, ...]]:
+        node = self.program.reduction
+        rows, dim = (*layout.batch, layout.rows), node.dim
+        if not node.op.takes_k:
+            return dim, (*rows, dim)
+        inner = dim // node.k
+        return dim, (*rows, node.k) if inner == 1 else (*rows, node.k, inner)
+
+
+def describe(var: Var) -> str:
+    """A variable as users declare it."""
+    return f"{var.name} = {var.category.keyword}({var.dim})"
+
+
+def _check_tensors(variables: Sequence[Var], args: Sequence[Tensor]) -> None:
+    listed = ", ".join(map(describe, variables))
+    if len(args) != len(variables):
+        raise ValueError(f"expected {len(variables)} tensors ({listed}), got {len(args)}")
+    if not args:
+        raise ValueError("a formula without variables has no dtype to compute in: declare at least one")
+    for var, arg in zip(variables, args, strict=True):
+        if not isinstance(arg, Tensor):
+            raise TypeError(f"{describe(var)}: expected a tensor, got {type(arg).__name__}")
+        if arg.dtype in (torch.float16, torch.bfloat16):
+            raise NotImplementedError(f"{describe(var)}: {arg.dtype} is not there yet; expected float32 or float64")
+        if arg.dtype not in _DTYPES:
+            raise TypeError(f"{describe(var)}: expected float32 or float64, got {arg.dtype}")
+        if arg.dtype != args[0].dtype:
+            raise TypeError(f"{describe(var)} is {arg.dtype} and {describe(variables[0])} is {args[0].dtype}: expected one dtype")
+        if arg.device != args[0].device:
+            raise ValueError(f"{describe(var)} is on {arg.device} and {describe(variables[0])} on {args[0].device}: expected one device")
+        if arg.device.type != "cpu":
+            raise NotImplementedError(f"{describe(var)} is on {arg.device}: only CPU tensors are served yet")
+        least = 2 if var.axes else 0
+        if arg.ndim < least or (arg.shape[-1] if arg.ndim else 1) != var.dim:
+            rows = {"Vi": "(..., M, ", "Vj": "(..., N, ", "Pm": "(..., "}[var.category.keyword]
+            raise ValueError(f"{describe(var)}: expected shape {rows}{var.dim}), got {tuple(arg.shape)}")
+
+
+def _parameter_shape(var: Var, arg: Tensor, variables: Sequence[Var], args: Sequence[Tensor]) -> tuple[int, ...] | None:
+    """A parameter's shape without the ones that no batch asks for: 0-D, or (1, 1, dim) beside (M, dim)."""
+    if var.axes or arg.ndim == 1:
+        return None
+    batch = max((x.ndim - 2 for v, x in zip(variables, args, strict=True) if v.axes), default=0)
+    shape = tuple(arg.shape) or (1,)
+    while len(shape) > batch + 1 and shape[0] == 1:
+        shape = shape[1:]
+    return None if shape == tuple(arg.shape) else shape
+
+
+def lay_out(variables: Sequence[Var], args: Sequence[Tensor], axis: int) -> Layout:
+    """Batch dimensions, M and N of a call; raises ValueError naming the arguments that disagree."""
+    lengths: dict[str, tuple[int, Var]] = {}
+    batch: list[int] = []
+    owners: dict[int, Var] = {}
+    for var, arg in zip(variables, args, strict=True):
+        for letter in var.axes:
+            known, owner = lengths.setdefault(letter, (arg.shape[-2], var))
+            if known != arg.shape[-2]:
+                raise ValueError(f"{describe(owner)} has {known} rows and {describe(var)} has {arg.shape[-2]}: "
+                                 f"variables indexed by {letter} have one length")  # fmt: skip
+        own = arg.shape[: -2 if var.axes else -1]
+        batch = [1] * (len(own) - len(batch)) + batch
+        for n in range(1, len(own) + 1):
+            if own[-n] != 1 and batch[-n] not in (1, own[-n]):
+                raise ValueError(f"{describe(var)} has batch dimensions {tuple(own)}, {describe(owners[n])} has "
+                                 f"{batch[-n]} in dimension -{n} of its own: they do not broadcast")  # fmt: skip
+            if own[-n] != 1:
+                batch[-n], owners[n] = own[-n], var
+    rows, cols = (lengths.get(letter, (1, None))[0] for letter in ("ij" if axis == 1 else "ji"))
+    return Layout(tuple(batch), rows, cols)

@@ -1,0 +1,75 @@
+"""The constructor that `tritonkeops.torch.Genred` and `tritonkeops.numpy.Genred` share: PyKeOps' signature."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from tritonkeops.compiler import Program, Target, explain
+from tritonkeops.runtime.call import Caller, accuracy
+
+
+class GenredBase:
+    """A generic reduction of a formula.
+
+    Args:
+        formula: a formula of the KeOps language, such as "Exp(-SqDist(x,y)) * b"; it may hold its own reduction,
+            "Sum_Reduction(Exp(-SqDist(x,y)) * b, 1)", where 1 reduces over j and 0 over i.
+        aliases: its variables in the order of the call's arguments: "x = Vi(3)", "y = Vj(3)", "p = Pm(1)", or with
+            explicit positions, "x = Vi(0, 3)".
+        reduction_op: "Sum", "LogSumExp", "ArgKMin" ...: the table of reductions in the README.
+        axis: 0 reduces over i (the result is indexed by j), 1 over j (indexed by i).
+        opt_arg: K of the K-reductions.
+        formula2: weight of LogSumExp, SumSoftMaxWeight and their kin.
+        dtype_acc: "auto" (that of the data), "float32" or "float64": the accumulators of sums.
+        use_double_acc: the same as dtype_acc="float64".
+        sum_scheme: "auto", "direct_sum", "block_sum" (the default of sums) or "kahan_scheme" (of Sum).
+        dtype, cuda_type: deprecated and ignored, as in PyKeOps: the dtype is that of the arguments.
+        enable_chunks, rec_multVar_highdim, use_fast_math: accepted, without effect: PyKeOps' hints to its own compiler.
+
+    Raises:
+        FormulaError: (a ValueError) everything that is wrong with the formula and the aliases, with carets.
+        ValueError: for options that do not fit the reduction.
+
+    Reference: https://www.kernel-operations.io/keops/python/api/pytorch/Genred_torch.html
+    """
+
+    def __init__(
+        self,
+        formula: str,
+        aliases: Sequence[str],
+        reduction_op: str = "Sum",
+        axis: int = 0,
+        dtype: str | None = None,
+        opt_arg: int | None = None,
+        formula2: str | None = None,
+        cuda_type: str | None = None,
+        dtype_acc: str = "auto",
+        use_double_acc: bool = False,
+        sum_scheme: str = "auto",
+        enable_chunks: bool = True,
+        rec_multVar_highdim: bool | int | None = False,
+        use_fast_math: bool = True,
+    ) -> None:
+        del enable_chunks, rec_multVar_highdim, use_fast_math
+        for name, value in (("dtype", dtype), ("cuda_type", cuda_type)):
+            if value is not None:
+                warnings.warn(f"{name} is deprecated and ignored: the arguments' dtype counts", UserWarning, stacklevel=3)
+        if opt_arg is not None and not isinstance(opt_arg, int):
+            raise TypeError(f"opt_arg: expected an integer K, got {opt_arg!r}")
+        self.formula, self.aliases = formula, tuple(aliases)
+        self.reduction_op, self.axis, self.opt_arg, self.formula2 = reduction_op, axis, opt_arg, formula2
+        program = Program(formula, aliases, reduction_op, axis, opt_arg or 0, formula2)
+        self._call = Caller(program, accuracy(program, dtype_acc, use_double_acc, sum_scheme))
+
+    def explain(self, stage: str = "c", dtype: str = "float32") -> str:
+        """The text of a stage of compilation, for data of a dtype and many rows.
+
+        `stage` is "ast", "formula", "simplified", "tile" or "c"; raises ValueError for any other.
+        """
+        how = self._call.how
+        acc = dtype if how.dtype_acc == "auto" else how.dtype_acc
+        return explain(self._call.program, stage, Target(dtype, acc, how.sum_scheme))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._call.program.typed.root!r})"

@@ -1,0 +1,249 @@
+"""Tile IR: *where and when*. Scalar SSA values, each with the axes it varies with, and accumulators.
+
+The axes of a value place it:
+
+    {} and {i}          prologue: once per row i
+    with j              the j loop: {j} once per j, {i, j} once per pair
+    with tile           the j loop, once per tile of j: accumulators, and what reduces a tile
+    with an index       inside a loop over components (large dims); `sum` and the updates of accumulators bind it
+
+so that nothing but the emission of loops is left to a back end. A program's `i` is the axis that is kept and `j` the
+one that is reduced, whatever they were called in the formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Union
+
+from tritonkeops.formula.ir import Field
+from tritonkeops.tile.schedule import Schedule
+
+FLOAT, INDEX, BOOL = "float", "index", "bool"
+TILE_REDUCTIONS = ("sum_j", "max_j", "min_j", "argmin_j", "argmax_j")
+
+
+class Symbolic:
+    """A component number that depends on loop counters: arithmetic on it makes another."""
+
+    indices: frozenset[Index]
+
+    def __add__(self, other: Position) -> Position:
+        return self if other == 0 else Affine("+", self, other)
+
+    def __radd__(self, other: int) -> Position:
+        return self + other
+
+    def __sub__(self, other: Position) -> Position:
+        return self if other == 0 else Affine("-", self, other)
+
+    def __mul__(self, other: Position) -> Position:
+        return self if other == 1 else Affine("*", self, other)
+
+    def __rmul__(self, other: int) -> Position:
+        return self * other
+
+    def __floordiv__(self, other: int) -> Position:
+        return self if other == 1 else Affine("/", self, other)
+
+    def __mod__(self, other: int) -> Position:
+        return 0 if other == 1 else Affine("%", self, other)
+
+
+@dataclass(frozen=True, eq=False)
+class Index(Symbolic):
+    """The counter of a loop over `size` components."""
+
+    name: str
+    size: int
+
+    @property
+    def indices(self) -> frozenset[Index]:  # type: ignore[override]
+        return frozenset([self])
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Affine(Symbolic):
+    """A position computed from counters; / is the integer quotient."""
+
+    symbol: str
+    left: Position
+    right: Position
+
+    @property
+    def indices(self) -> frozenset[Index]:  # type: ignore[override]
+        return indices_of(self.left) | indices_of(self.right)
+
+    def __str__(self) -> str:
+        return f"({self.left} {self.symbol} {self.right})"
+
+
+Position = Union[int, Symbolic]
+Axis = Union[str, Index]
+
+
+def indices_of(position: Position) -> frozenset[Index]:
+    """The loop counters that a position depends on."""
+    return position.indices if isinstance(position, Symbolic) else frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """One scalar operation. `attr` holds what is no value: a constant, an input's position, an index."""
+
+    op: str
+    args: tuple[Value, ...]
+    attr: tuple[Any, ...]
+    type: str
+    axes: frozenset[Axis]
+
+    @property
+    def indices(self) -> frozenset[Index]:
+        return frozenset(axis for axis in self.axes if isinstance(axis, Index))
+
+    @property
+    def by_row(self) -> bool:
+        """Whether it varies with i."""
+        return "i" in self.axes
+
+    @property
+    def by_j(self) -> bool:
+        return "j" in self.axes
+
+    @property
+    def hoisted(self) -> bool:
+        """Whether the prologue can compute it."""
+        return not self.axes & {"j", "tile"}
+
+
+@dataclass(frozen=True)
+class Input:
+    """An argument of the kernel: `axis` is "i", "j" or "" (a parameter)."""
+
+    position: int
+    name: str
+    dim: int
+    axis: str
+
+
+@dataclass(frozen=True)
+class Store:
+    """Component `position` of field or output `target` becomes `value`; an Index loops over all of them."""
+
+    target: str
+    position: int | Index
+    value: Value
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output of the kernel: `dim` floats or indices per row."""
+
+    name: str
+    dim: int
+    index: bool
+
+
+@dataclass(frozen=True)
+class TileProgram:
+    """A kernel. `update` folds a tile of j (or, with a `guard`, one j where the guard holds) into the accumulator;
+    `merge` joins accumulators a and b into a (once for each value of the counter `merge_over`, where there is one);
+    `finish` makes outputs of a."""
+
+    title: str
+    schedule: Schedule
+    inputs: tuple[Input, ...]
+    fields: tuple[Field, ...]
+    outputs: tuple[Output, ...]
+    guard: Value | None
+    update: tuple[Store, ...]
+    merge: tuple[Store, ...]
+    merge_over: Index | None
+    finish: tuple[Store, ...]
+
+
+def topological(roots: Iterable[Value]) -> Iterator[Value]:
+    """Every value under the roots once, arguments first."""
+    seen: set[Value] = set()
+    stack = [(root, False) for root in reversed(list(roots))]
+    while stack:
+        value, ready = stack.pop()
+        if ready:
+            yield value
+        elif value not in seen:
+            seen.add(value)
+            stack.append((value, True))
+            stack.extend((arg, False) for arg in reversed(value.args))
+
+
+def verify(program: TileProgram) -> None:
+    """Raises AssertionError where the program is not well formed."""
+    dims = {each.position: each for each in program.inputs}
+    fields = {each.name: each for each in program.fields}
+    sections = {"update": program.update, "merge": program.merge, "finish": program.finish}
+    for name, stores in sections.items():
+        guard = [program.guard] if program.guard and name == "update" else []
+        for value in topological([store.value for store in stores] + guard):
+            assert value.op != "load" or _in_bounds(value.attr[1], dims[value.attr[0]].dim), f"{name}: {value} out of bounds"
+            assert value.op != "acc" or _in_bounds(value.attr[2], fields[value.attr[1]].size), f"{name}: {value} out of bounds"
+            assert value.op not in TILE_REDUCTIONS or name == "update", f"{name} reduces a tile"
+            assert value.op != "where" or value.args[0].type == BOOL, f"{value} chooses by a {value.args[0].type}"
+        for store in stores:
+            assert "j" not in store.value.axes or program.guard, f"{name}: {store.target} depends on j"
+            bound = indices_of(store.position) | ({program.merge_over} if name == "merge" else set())
+            assert store.value.indices <= bound, f"{name}: {store.target} has a free index"
+            if name != "finish":
+                kind = INDEX if fields[store.target].index else FLOAT
+                assert store.value.type == kind, f"{name}: {store.target} is {kind}, got {store.value.type}"
+
+
+def _in_bounds(position: Position, size: int) -> bool:
+    """Exact for constants and plain counters; what arithmetic makes of counters is checked at its corners."""
+    if isinstance(position, int):
+        return 0 <= position < size
+    if isinstance(position, Index):
+        return position.size <= size
+    return True
+
+
+def show(program: TileProgram) -> str:
+    """MLIR-like text: inputs, accumulators, then what the prologue, the j loop, merge and epilogue compute."""
+    lines = [f"tile.program \"{program.title}\" {{", f"  schedule {program.schedule}"]
+    lines += [f"  input %{x.name} : {x.dim} {{{x.axis}}}" for x in program.inputs]
+    lines += [f"  accumulator {f.name} : {f.size} {INDEX if f.index else FLOAT} = {f.identity}" for f in program.fields]
+    names: dict[Value, str] = {}
+    update = list(topological([s.value for s in program.update] + ([program.guard] if program.guard else [])))
+    lines += _section("prologue", [v for v in update if v.hoisted], (), names)
+    guard = [f"guard {names.setdefault(program.guard, '%guard')}"] if program.guard else []
+    lines += _section("loop j", [v for v in update if not v.hoisted], program.update, names, guard)
+    over = f" over {program.merge_over} < {program.merge_over.size}" if program.merge_over else ""
+    for title, stores in ((f"merge{over}", program.merge), ("epilogue", program.finish)):
+        lines += _section(title, list(topological([s.value for s in stores])), stores, names)
+    return "\n".join(lines) + "\n}\n"
+
+
+def _section(
+    title: str, values: list[Value], stores: Iterable[Store], names: dict[Value, str], extra: Iterable[str] = ()
+) -> list[str]:
+    lines = []
+    for value in values:
+        if value not in names or names[value] == "%guard":
+            names.setdefault(value, f"%{len(names)}")
+            lines.append(f"    {names[value]} = {_operation(value, names)} : {value.type} {_axes(value)}")
+    lines += [f"    {line}" for line in extra]
+    lines += [f"    store {s.target}[{s.position}] = {names[s.value]}" for s in stores]
+    return [f"  {title} {{", *lines, "  }"] if lines else []
+
+
+def _operation(value: Value, names: dict[Value, str]) -> str:
+    operands = ", ".join(names[arg] for arg in value.args)
+    attr = ", ".join(map(str, value.attr))
+    return f"{value.op}({operands})" + (f" [{attr}]" if attr else "")
+
+
+def _axes(value: Value) -> str:
+    return "{" + ", ".join(sorted(map(str, value.axes))) + "}"

@@ -1,0 +1,315 @@
+"""Formula IR -> tile IR: components become scalars, and axes become places."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any
+
+from tritonkeops.formula.ir import Apply, Const, Field, Node, Reduction, Var, postorder
+from tritonkeops.formula.text import spell
+from tritonkeops.tile.ir import (
+    BOOL,
+    FLOAT,
+    INDEX,
+    Index,
+    Input,
+    Output,
+    Position,
+    Store,
+    TileProgram,
+    Value,
+    indices_of,
+    verify,
+)
+from tritonkeops.tile.schedule import Schedule
+
+At = Callable[[Position], "Scalar"]
+
+
+class Scalar:
+    """A tile value with Python's arithmetic: what the operators' meanings compute with."""
+
+    __slots__ = ("m", "value")
+
+    def __init__(self, m: TileMath, value: Value) -> None:
+        self.m, self.value = m, value
+
+    def __add__(self, other: Any) -> Scalar:
+        return self.m.emit("add", self, other)
+
+    def __radd__(self, other: Any) -> Scalar:
+        return self.m.emit("add", other, self)
+
+    def __sub__(self, other: Any) -> Scalar:
+        return self.m.emit("sub", self, other)
+
+    def __rsub__(self, other: Any) -> Scalar:
+        return self.m.emit("sub", other, self)
+
+    def __mul__(self, other: Any) -> Scalar:
+        return self.m.emit("mul", self, other)
+
+    def __rmul__(self, other: Any) -> Scalar:
+        return self.m.emit("mul", other, self)
+
+    def __truediv__(self, other: Any) -> Scalar:
+        return self.m.emit("div", self, other)
+
+    def __rtruediv__(self, other: Any) -> Scalar:
+        return self.m.emit("div", other, self)
+
+    def __neg__(self) -> Scalar:
+        return self.m.emit("neg", self)
+
+    def __lt__(self, other: Any) -> Scalar:
+        return self.m.emit("lt", self, other)
+
+    def __le__(self, other: Any) -> Scalar:
+        return self.m.emit("le", self, other)
+
+    def __gt__(self, other: Any) -> Scalar:
+        return self.m.emit("gt", self, other)
+
+    def __ge__(self, other: Any) -> Scalar:
+        return self.m.emit("ge", self, other)
+
+    def __and__(self, other: Any) -> Scalar:
+        return self.m.emit("and", self, other)
+
+    def __or__(self, other: Any) -> Scalar:
+        return self.m.emit("or", self, other)
+
+    def __invert__(self) -> Scalar:
+        return self.m.emit("not", self)
+
+
+class Vector:
+    """Components on demand: `f[k]` for an integer or a symbolic k, each computed once."""
+
+    def __init__(self, dim: int, at: At) -> None:
+        self.dim, self._at = dim, at
+        self._known: dict[Position, Scalar] = {}
+
+    def __getitem__(self, k: Position) -> Scalar:
+        scalar = self._known.get(k)
+        if scalar is None:
+            scalar = self._known[k] = self._at(k)
+        return scalar
+
+
+_UNARY = (
+    "exp", "log", "log1p", "expm1", "sin", "cos", "asin", "acos", "atan", "tanh", "erf", "sqrt", "abs", "floor", "round",
+)  # fmt: skip
+_COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+_LOGIC = ("and", "or", "not")
+
+
+class TileMath:
+    """The abstract math namespace `m` that builds tile values, equal ones once (value numbering)."""
+
+    def __init__(self, unroll_dims: int) -> None:
+        self.unroll_dims = unroll_dims
+        self._known: dict[tuple[Any, ...], Value] = {}
+        self._counters = 0
+        for name in _UNARY:
+            setattr(self, name, lambda x, name=name: self.emit(name, x))
+        for name in ("sum_j", "max_j", "min_j", "argmin_j", "argmax_j"):
+            setattr(self, name, lambda x, name=name: self._over_tile(name, x))
+
+    def make(self, op: str, args: Sequence[Value], attr: tuple[Any, ...], kind: str, axes: frozenset[Any]) -> Scalar:
+        key = (op, tuple(args), attr, kind)
+        value = self._known.get(key)
+        if value is None:
+            value = self._known[key] = Value(op, tuple(args), attr, kind, axes)
+        return Scalar(self, value)
+
+    def emit(self, op: str, *operands: Any) -> Scalar:
+        kind = next((x.value.type for x in operands if isinstance(x, Scalar)), FLOAT)
+        args = [self._coerce(x, kind).value for x in operands]
+        result = BOOL if op in _COMPARISONS or op in _LOGIC else kind
+        return self.make(op, args, (), result, frozenset[Any]().union(*(arg.axes for arg in args)))
+
+    def _coerce(self, x: Any, kind: str) -> Scalar:
+        if isinstance(x, Scalar):
+            return x
+        return self.index(int(x)) if kind == INDEX else self.const(x)
+
+    def const(self, value: float | int | Fraction) -> Scalar:
+        finite = isinstance(value, Fraction) or math.isfinite(value)
+        return self.make("const", (), (Fraction(value) if finite else str(value),), FLOAT, frozenset())
+
+    def index(self, value: int) -> Scalar:
+        return self.make("const", (), (Fraction(value),), INDEX, frozenset())
+
+    def number(self, k: Position) -> Scalar:
+        """A component number as a float."""
+        if isinstance(k, int):
+            return self.const(k)
+        return self.make("number", (), (k,), FLOAT, frozenset(indices_of(k)))
+
+    def count_j(self) -> Scalar:
+        return self.make("count_j", (), (), INDEX, frozenset())
+
+    def index_j(self) -> Scalar:
+        return self.make("index_j", (), (), INDEX, frozenset("j"))
+
+    def load(self, source: Input, k: Position) -> Scalar:
+        axes = frozenset[Any](source.axis) | indices_of(k)
+        return self.make("load", (), (source.position, k), FLOAT, axes)
+
+    def acc(self, which: str, each: Field, k: Position) -> Scalar:
+        axes = frozenset[Any](("i", "tile")) | indices_of(k)
+        return self.make("acc", (), (which, each.name, k), INDEX if each.index else FLOAT, axes)
+
+    def where(self, condition: Scalar, a: Any, b: Any) -> Scalar:
+        kind = next((x.value.type for x in (a, b) if isinstance(x, Scalar)), FLOAT)
+        args = [condition.value, self._coerce(a, kind).value, self._coerce(b, kind).value]
+        return self.make("where", args, (), kind, frozenset[Any]().union(*(arg.axes for arg in args)))
+
+    def eq(self, a: Any, b: Any) -> Scalar:
+        return self.emit("eq", a, b)
+
+    def ne(self, a: Any, b: Any) -> Scalar:
+        return self.emit("ne", a, b)
+
+    def pow(self, a: Any, b: Any) -> Scalar:
+        return self.emit("pow", a, b)
+
+    def atan2(self, a: Any, b: Any) -> Scalar:
+        return self.emit("atan2", a, b)
+
+    def max(self, a: Any, b: Any) -> Scalar:
+        return self.where(a > b, a, b)
+
+    def _over_tile(self, op: str, x: Scalar) -> Scalar:
+        axes = (x.value.axes - {"j"}) | {"tile"}
+        return self.make(op, [x.value], (), INDEX if op.startswith("arg") else FLOAT, axes)
+
+    def counter(self, size: int) -> Index:
+        self._counters += 1
+        return Index(f"k{self._counters}", size)
+
+    def sum(self, n: int, term: At) -> Scalar:
+        if n > self.unroll_dims:
+            k = self.counter(n)
+            body = term(k).value
+            return self.make("sum", [body], (k,), FLOAT, body.axes - {k})
+        total = term(0)
+        for c in range(1, n):
+            total = total + term(c)
+        return total
+
+    def piecewise(self, k: Position, *pieces: tuple[int, At]) -> Any:
+        """The piece that component k falls in; for a symbolic k a choice made in the loop."""
+        if isinstance(k, int):
+            value = next(piece(k) for stop, piece in pieces if k < stop)
+            return self._coerce(value, FLOAT)
+        starts = [0] + [stop for stop, _ in pieces[:-1]]
+        kept = [(stop, piece) for start, (stop, piece) in zip(starts, pieces, strict=True) if start < stop]
+        branches = [self._coerce(piece(k), FLOAT).value for _, piece in kept]
+        axes = frozenset[Any](indices_of(k)).union(*(branch.axes for branch in branches))
+        return self.make("piecewise", branches, (k, *(stop for stop, _ in kept)), FLOAT, axes)
+
+    def vector(self, n: int, at: At) -> Vector:
+        return Vector(n, at)
+
+    def listed(self, components: Sequence[Scalar]) -> Vector:
+        return Vector(len(components), lambda k: components[k])  # type: ignore[index]
+
+
+def lower(
+    node: Reduction, schedule: Schedule, variables: Sequence[Var] | None = None, title: str | None = None
+) -> TileProgram:
+    """Lower a differentiated, expanded reduction. `variables` are the call's arguments, used or not."""
+    m = TileMath(schedule.unroll_dims)
+    used = [x for x in postorder([node]) if isinstance(x, Var)]
+    inputs = tuple(_input(var, node.axis) for var in sorted(variables or used, key=lambda var: var.position))
+    vectors = _lower_formulas(m, node, {x.position: x for x in inputs})
+    dims = [arg.dim for arg in node.args]
+    fields = node.op.fields(dims, node.k)
+    acc = {which: _accumulator(m, which, fields, dims) for which in "ab"}
+    update, guard = _update(m, node, acc["a"], vectors)
+    merge, merge_over = _merge(m, node, acc)
+    results = node.op.finalize(m, acc["a"])
+    outputs = tuple(
+        Output(kind, vector.dim, kind == "index") for kind, vector in zip(node.op.outputs, results, strict=True)
+    )
+    names, loops = [each.name for each in fields], node.op.fold is not None
+    program = TileProgram(
+        title or spell(node), schedule, inputs, fields, outputs, guard,
+        update=_stores(m, names, update, loops),
+        merge=_stores(m, names, merge, loops), merge_over=merge_over,
+        finish=_stores(m, [output.name for output in outputs], results, loops=True),
+    )  # fmt: skip
+    verify(program)
+    return program
+
+
+def _update(m: TileMath, node: Reduction, acc: SimpleNamespace, vectors: list[Vector]) -> tuple[Sequence[Vector], Value | None]:
+    if node.op.fold:
+        return node.op.fold(m, acc, *vectors), None
+    assert node.op.step is not None and node.op.guard is not None
+    rows = Vector(vectors[0].dim, lambda c: m.index_j())
+    return node.op.step(m, acc, rows, *vectors), node.op.guard(m, acc, *vectors).value
+
+
+def _merge(m: TileMath, node: Reduction, acc: dict[str, SimpleNamespace]) -> tuple[Sequence[Vector], Index | None]:
+    if node.op.merge:
+        return node.op.merge(m, acc["a"], acc["b"]), None
+    assert node.op.step is not None
+    n, dim = m.counter(node.k), node.args[0].dim
+    values = Vector(dim, lambda c: acc["b"].v[n * dim + c])
+    rows = Vector(dim, lambda c: acc["b"].i[n * dim + c])
+    return node.op.step(m, acc["a"], rows, values), n
+
+
+def _input(var: Var, axis: int) -> Input:
+    role = "" if not var.axes else "i" if var.axes == frozenset("ij"[1 - axis]) else "j"
+    return Input(var.position, var.name, var.dim, role)
+
+
+def _lower_formulas(m: TileMath, node: Reduction, inputs: dict[int, Input]) -> list[Vector]:
+    done: dict[Node, Vector] = {}
+    for each in postorder(node.args):
+        vector = done[each] = _lower_node(m, each, done, inputs)
+        for k in range(each.dim if each.dim <= m.unroll_dims else 0):
+            vector[k]
+    return [done[arg] for arg in node.args]
+
+
+def _lower_node(m: TileMath, node: Node, done: dict[Node, Vector], inputs: dict[int, Input]) -> Vector:
+    if isinstance(node, Var):
+        source = inputs[node.position]
+        return Vector(node.dim, lambda k: m.load(source, k))
+    if isinstance(node, Const):
+        constant = m.const(node.value)
+        return Vector(node.dim, lambda k: constant)
+    assert isinstance(node, Apply)
+    op, static, args = node.op, node.static, [done[arg] for arg in node.args]
+    if op.scalar:
+        scalar = op.scalar
+        return Vector(node.dim, lambda k: m._coerce(scalar(m, *(x[0 if x.dim == 1 else k] for x in args), *static), FLOAT))
+    assert op.at is not None, f"{op.name} is expanded before lowering"
+    at = op.at
+    return Vector(node.dim, lambda k: at(m, k, *args, *static))
+
+
+def _accumulator(m: TileMath, which: str, fields: Sequence[Field], dims: list[int]) -> SimpleNamespace:
+    vectors = {each.name: Vector(each.size, lambda k, each=each: m.acc(which, each, k)) for each in fields}  # type: ignore[misc]
+    return SimpleNamespace(dims=dims, **vectors)
+
+
+def _stores(m: TileMath, names: Sequence[str], vectors: Sequence[Vector], loops: bool) -> tuple[Store, ...]:
+    """A store per component, or a loop for long vectors; vectors of one length share their loop."""
+    counters: dict[int, Index] = {}
+    stores = []
+    for name, vector in zip(names, vectors, strict=True):
+        if loops and vector.dim > m.unroll_dims:
+            k = counters.setdefault(vector.dim, m.counter(vector.dim))
+            stores.append(Store(name, k, vector[k].value))
+        else:
+            stores += [Store(name, k, vector[k].value) for k in range(vector.dim)]
+    return tuple(stores)

@@ -1,0 +1,49 @@
+"""Kernel reductions on PyTorch tensors, with PyKeOps' names."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tritonkeops.runtime.call import check_options
+from tritonkeops.runtime.genred import GenredBase
+
+__all__ = ["Genred"]
+
+
+class Genred(GenredBase):
+    __doc__ = GenredBase.__doc__
+
+    def __call__(
+        self,
+        *args: Tensor,
+        backend: str = "auto",
+        device_id: int = -1,
+        ranges: tuple[Tensor, ...] | None = None,
+        out: Tensor | tuple[Tensor, ...] | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Reduce.
+
+        Args:
+            args: one tensor per variable: Vi (..., M, dim), Vj (..., N, dim), Pm (..., dim), float32 or float64, one
+                dtype and device; leading batch dimensions broadcast. Rows may be strided.
+            backend: "auto" or "CPU"; KeOps' GPU names are known and not there yet.
+            device_id: accepted as in PyKeOps.
+            ranges: not there yet.
+            out: contiguous tensor (or a pair for the Min_ArgMin family) that receives the result.
+
+        Returns:
+            (..., M, dim) for axis=1 and (..., N, dim) for axis=0; (..., M, K) or (..., M, K, dim) for K-reductions; int64
+            indices; the pair (values, indices) for the Min_ArgMin family.
+
+        Raises:
+            ValueError, TypeError: arguments that do not fit the formula, named. NotImplementedError: see above.
+        """
+        if backend != "auto" or device_id != -1 or ranges is not None:
+            check_options(backend, device_id, ranges)
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+            raise NotImplementedError(
+                "gradients by autograd are not there yet: write Grad(...) in the formula, or call under torch.no_grad()"
+            )
+        outputs = self._call(args, out)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
