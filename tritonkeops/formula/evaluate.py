@@ -37,12 +37,10 @@ class TorchMath:
     def __init__(self, like: Tensor, rows: int = 0, count: int = 0) -> None:
         self.like, self.rows, self.count = like, rows, count
 
-    exp, log, log1p, expm1 = map(staticmethod, (torch.exp, torch.log, torch.log1p, torch.expm1))
-    sin, cos, asin, acos, atan = map(staticmethod, (torch.sin, torch.cos, torch.asin, torch.acos, torch.atan))
-    tanh, erf, sqrt, abs, floor, max = map(
-        staticmethod, (torch.tanh, torch.erf, torch.sqrt, torch.abs, torch.floor, torch.maximum)
-    )
-    atan2, pow, eq, ne = map(staticmethod, (torch.atan2, torch.pow, torch.eq, torch.ne))
+    exp, log, log1p, expm1 = torch.exp, torch.log, torch.log1p, torch.expm1
+    sin, cos, asin, acos, atan, atan2 = torch.sin, torch.cos, torch.asin, torch.acos, torch.atan, torch.atan2
+    tanh, erf, sqrt, abs, floor, pow = torch.tanh, torch.erf, torch.sqrt, torch.abs, torch.floor, torch.pow
+    max, eq, ne = torch.maximum, torch.eq, torch.ne
 
     def const(self, value: float | int) -> Tensor:
         return self.like.new_tensor(value)

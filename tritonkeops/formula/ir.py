@@ -205,9 +205,6 @@ class Operator:
     def __repr__(self) -> str:
         return self.name
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_named, (self.name,))
-
 
 @dataclass(frozen=True)
 class Field:
@@ -255,6 +252,8 @@ class ReductionOp:
         if len(args) == 2 and len({arg.dim for arg in args} - {1}) > 1:
             raise IllTyped(f"{self.name}: formula has dim {args[0].dim} and weight dim {args[1].dim}: "
                            "expected equal dims, or one of them scalar", 1)
+        if k and not self.takes_k:
+            raise IllTyped(f"{self.name} takes no opt_arg; got {k}")
         if self.takes_k and k < 1:
             raise IllTyped(f"{self.name} needs opt_arg=K, a positive number of neighbours; got {k}")
 
@@ -266,16 +265,9 @@ class ReductionOp:
     def __repr__(self) -> str:
         return self.name
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_named, (self.name + "_Reduction",))
-
 
 words: dict[str, Operator | ReductionOp] = {}
 """Every declared operator by name, and every reduction by name + "_Reduction"."""
-
-
-def _named(name: str) -> Operator | ReductionOp:
-    return words[name]
 
 
 class Apply(Node):

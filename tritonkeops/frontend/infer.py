@@ -57,13 +57,26 @@ def infer(
             _declare_inline(tree, declared, faults)
     _check_positions(declared, faults, complete=not faults)
     if len(trees) < 1 + (formula2 is not None):
-        raise FormulaError(faults)
+        raise _error(faults)
     typer = _Typer(declared.by_name, declared.by_position, faults, tolerant=bool(faults))
     nodes = [typer.type(tree) for tree in trees]
     root = _reduce(nodes, trees, (reduction_op, axis, k), faults)
     if faults or root is None:
-        raise FormulaError(faults)
+        raise _error(faults)
     return Typed(root, tuple(declared.by_position[p] for p in sorted(declared.by_position)), tuple(trees))
+
+
+def _error(faults: list[Diagnostic]) -> FormulaError:
+    """The faults in reading order: the formula, its weight, the aliases, then what has no place in a text."""
+    texts = {"formula": 0, "formula2": 1}
+
+    def place(fault: Diagnostic) -> tuple[int, int, int]:
+        if fault.span is None:
+            return 3, 0, 0
+        name = fault.span.source.name
+        return texts.get(name, 2), 0 if name in texts else int(name.split()[-1]), fault.span.start
+
+    return FormulaError(sorted(faults, key=place))
 
 
 def _parse_all(formula: str, formula2: str | None, faults: list[Diagnostic]) -> list[ast.Expr]:
@@ -84,6 +97,7 @@ def _parse_all(formula: str, formula2: str | None, faults: list[Diagnostic]) -> 
 @dataclass
 class _Declared:
     by_name: dict[str, Var] = field(default_factory=dict)
+    taken: set[str | None] = field(default_factory=set)  # every alias's name, those further on too
     by_position: dict[int, Var] = field(default_factory=dict)
     spans: dict[int, Span] = field(default_factory=dict)
 
@@ -92,12 +106,14 @@ def _declare(aliases: Sequence[str], faults: list[Diagnostic]) -> _Declared:
     declared = _Declared()
     if isinstance(aliases, str):
         raise TypeError(f"aliases: expected a list of strings such as 'x = Vi(3)', got the string {aliases!r}")
+    parsed = []
     for place, text in enumerate(aliases):
         try:
-            alias = parse_alias(text, f"alias {place + 1}")
+            parsed.append((place, parse_alias(text, f"alias {place + 1}")))
         except FormulaError as error:
             faults.extend(error.diagnostics)
-            continue
+    declared.taken = {alias.name for _, alias in parsed}
+    for place, alias in parsed:
         found = _variable(alias.value, place, faults)
         if found is None:
             continue
@@ -134,7 +150,7 @@ def _add(declared: _Declared, found: tuple[int, int, Category], name: str | None
 
 def _free_name(position: int, declared: _Declared) -> str:
     name = f"v{position}"
-    while name in declared.by_name:
+    while name in declared.taken:
         name += "_"
     return name
 
@@ -208,7 +224,7 @@ class _Typer:
         if isinstance(expr, ast.Name):
             return self._name(expr)
         if isinstance(expr, ast.Sequence):
-            return None
+            return None  # reported, or read, by the operator that it is an argument of
         if isinstance(expr, ast.Operation):
             operator = infix[expr.symbol, len(expr.args)]
             assert isinstance(operator, Operator)
@@ -247,6 +263,7 @@ class _Typer:
         n = len(op.operands)
         operands = [done[id(arg)] for arg in expr.args[:n]]
         static = [self._static(op, place, arg) for place, arg in enumerate(expr.args[n:], n)]
+        self._check_lists(op, expr.args[:n])
         if len(expr.args) == n + len(op.static) and (None in operands or None in static):
             return None
         try:
@@ -257,6 +274,11 @@ class _Typer:
             place = error.operand
             self._fault(at if place is None or place >= len(expr.args) else expr.args[place].span, str(error))
             return None
+
+    def _check_lists(self, op: Operator | ReductionOp, args: Sequence[ast.Expr]) -> None:
+        for arg in args:
+            if isinstance(arg, ast.Sequence):
+                self._fault(arg.span, f"{op.name}: expected a formula, got a list")
 
     def _check_nesting(self, op: Operator, node: Node, expr: ast.Call | ast.Operation) -> None:
         for place, operand in enumerate(node.operands):
@@ -291,7 +313,9 @@ class _Typer:
         form = f"{op.name}_Reduction(f, {'K, ' * op.takes_k}axis{', weight' * (op.formulas[1] > 1)})"
         first = 1 + op.takes_k
         parameters = [_integer(arg) for arg in expr.args[1 : first + 1]]
-        formulas = [done[id(arg)] for arg in (*expr.args[:1], *expr.args[first + 1 :])]
+        written = (*expr.args[:1], *expr.args[first + 1 :])
+        formulas = [done[id(arg)] for arg in written]
+        self._check_lists(op, written)
         if len(expr.args) < first + 1 or None in parameters or parameters[-1] not in (0, 1):
             self._fault(expr.callee_span, f"expected {form}, axis being 1 (reduce over j) or 0 (over i)")
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -127,6 +128,8 @@ def derived(
         try:
             return expand(*args, *values).dim
         except IllTyped as error:
+            if not operands:
+                raise
             found = ", ".join(f"{n} = {arg!r} has dim {arg.dim}" for n, arg in zip(operands, args, strict=True))
             raise IllTyped(f"{name}: {found}; in it, {error}") from error
 
@@ -140,6 +143,15 @@ def reduction(name: str, **declaration: Any) -> ReductionOp:
     op = ReductionOp(name=name, **declaration)
     words[name + "_Reduction"] = op
     return op
+
+
+def _named(word: str) -> Operator | ReductionOp:
+    return words[word]
+
+
+# Words are pickled by name. Unpickling looks for `_named`, and so imports this package, which fills the registry.
+copyreg.pickle(Operator, lambda op: (_named, (op.name,)))
+copyreg.pickle(ReductionOp, lambda op: (_named, (f"{op.name}_Reduction",)))
 
 
 def zero_like(node: Node) -> Node:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from tritonkeops.formula.ir import Apply, Const, IllTyped, Node
+from tritonkeops.formula.ir import Apply, Const, IllTyped, Node, Operator
 from tritonkeops.operators.declare import componentwise, derived, zero_like
 from tritonkeops.operators.elementwise import Rsqrt, Sqrt, Square
 
 # Sums and copies --------------------------------------------------------------------------------------------------
 
-Sum = componentwise(
+Sum: Operator = componentwise(
     "Sum", dim=lambda f: 1, at=lambda m, k, f: m.sum(f.dim, lambda c: f[c]), vjp=lambda e, f: [SumT(e, f.dim)],
     doc="Sum of the components of f.",
 )  # fmt: skip
@@ -32,7 +32,7 @@ def _expect(condition: bool, message: str, operand: int = 0) -> None:
         raise IllTyped(message, operand)
 
 
-SumT = componentwise(
+SumT: Operator = componentwise(
     "SumT", dim=_sumt_dim, at=lambda m, k, f, n: f[0], vjp=lambda e, f, n: [Sum(e)],
     doc="n copies of the scalar f.", static=("n",), example=(3,), example_dims=(1,),
 )  # fmt: skip
@@ -45,10 +45,10 @@ def _constant(name: str, static: tuple[str, ...], value: Any, doc: str, example:
     return derived(name, value, doc, static=static, example=example)
 
 
-IntCst = _constant("IntCst", ("n",), lambda n: Const(n), "The integer n.", (2,))
-IntInv = _constant("IntInv", ("n",), lambda n: Const(_ratio("IntInv", 1, n)), "1 / n.", (3,))
-RatCst = _constant("RatCst", ("p", "q"), lambda p, q: Const(_ratio("RatCst", p, q)), "p / q.", (2, 3))
-Zero = _constant("Zero", ("n",), lambda n: Const(0, _positive("Zero", n)), "n zeros.", (3,))
+IntCst: Operator = _constant("IntCst", ("n",), lambda n: Const(n), "The integer n.", (2,))
+IntInv: Operator = _constant("IntInv", ("n",), lambda n: Const(_ratio("IntInv", 1, n)), "1 / n.", (3,))
+RatCst: Operator = _constant("RatCst", ("p", "q"), lambda p, q: Const(_ratio("RatCst", p, q)), "p / q.", (2, 3))
+Zero: Operator = _constant("Zero", ("n",), lambda n: Const(0, _positive("Zero", n)), "n zeros.", (3,))
 
 
 def _ratio(name: str, p: int, q: int) -> Fraction:
@@ -69,7 +69,7 @@ def _elem_dim(f: Node, m: int) -> int:
     return 1
 
 
-Elem = componentwise(
+Elem: Operator = componentwise(
     "Elem", dim=_elem_dim, at=lambda math, k, f, m: f[m], vjp=lambda e, f, m: [ElemT(e, f.dim, m)],
     doc="Component m of f, from 0.", static=("m",), example=(1,), example_dims=(3,),
 )  # fmt: skip
@@ -81,7 +81,7 @@ def _elemt_dim(f: Node, n: int, m: int) -> int:
     return n
 
 
-ElemT = componentwise(
+ElemT: Operator = componentwise(
     "ElemT", dim=_elemt_dim,
     at=lambda math, k, f, n, m: math.piecewise(k, (m, lambda c: 0), (m + 1, lambda c: f[0]), (n, lambda c: 0)),
     vjp=lambda e, f, n, m: [Elem(e, m)],
@@ -95,7 +95,7 @@ def _extract_dim(f: Node, start: int, d: int) -> int:
     return d
 
 
-Extract = componentwise(
+Extract: Operator = componentwise(
     "Extract", dim=_extract_dim, at=lambda m, k, f, start, d: f[k + start],
     vjp=lambda e, f, start, d: [ExtractT(e, start, f.dim)],
     doc="d components of f from position start.", static=("start", "d"), example=(1, 2), example_dims=(4,),
@@ -108,7 +108,7 @@ def _extractt_dim(f: Node, start: int, n: int) -> int:
     return n
 
 
-ExtractT = componentwise(
+ExtractT: Operator = componentwise(
     "ExtractT", dim=_extractt_dim,
     at=lambda m, k, f, start, n: m.piecewise(
         k, (start, lambda c: 0), (start + f.dim, lambda c: f[c - start]), (n, lambda c: 0)
@@ -116,7 +116,7 @@ ExtractT = componentwise(
     vjp=lambda e, f, start, n: [Extract(e, start, f.dim)],
     doc="f at position start of a vector of n zeros.", static=("start", "n"), example=(1, 5), example_dims=(2,),
 )  # fmt: skip
-Concat = componentwise(
+Concat: Operator = componentwise(
     "Concat", dim=lambda f, g: f.dim + g.dim,
     at=lambda m, k, f, g: m.piecewise(k, (f.dim, lambda c: f[c]), (f.dim + g.dim, lambda c: g[c - f.dim])),
     vjp=lambda e, f, g: [Extract(e, 0, f.dim), Extract(e, f.dim, g.dim)],
@@ -129,7 +129,7 @@ def _onehot_dim(f: Node, n: int) -> int:
     return _positive("OneHot", n)
 
 
-OneHot = componentwise(
+OneHot: Operator = componentwise(
     "OneHot", dim=_onehot_dim,
     at=lambda m, k, f, n: m.where(m.eq(m.floor(f[0] + 0.5), m.number(k)), 1, 0), vjp=lambda e, f, n: [0],
     doc="1 at the position nearest to f among n, else 0; all 0 where f is outside.",
@@ -157,13 +157,13 @@ def _less(a: Any, b: Any) -> Any:
     return a < b
 
 
-Max = componentwise("Max", dim=lambda f: 1, at=lambda m, k, f: _extremum(m, f, _greater)[0],
+Max: Operator = componentwise("Max", dim=lambda f: 1, at=lambda m, k, f: _extremum(m, f, _greater)[0],
                     vjp=lambda e, f: [e * OneHot(ArgMax(f), f.dim)], doc="Largest component.")  # fmt: skip
-Min = componentwise("Min", dim=lambda f: 1, at=lambda m, k, f: _extremum(m, f, _less)[0],
+Min: Operator = componentwise("Min", dim=lambda f: 1, at=lambda m, k, f: _extremum(m, f, _less)[0],
                     vjp=lambda e, f: [e * OneHot(ArgMin(f), f.dim)], doc="Smallest component.")  # fmt: skip
-ArgMax = componentwise("ArgMax", dim=lambda f: 1, at=lambda m, k, f: _extremum(m, f, _greater)[1],
+ArgMax: Operator = componentwise("ArgMax", dim=lambda f: 1, at=lambda m, k, f: _extremum(m, f, _greater)[1],
                        vjp=lambda e, f: [zero_like(f)], doc="Position of the first largest component.")  # fmt: skip
-ArgMin = componentwise("ArgMin", dim=lambda f: 1, at=lambda m, k, f: _extremum(m, f, _less)[1],
+ArgMin: Operator = componentwise("ArgMin", dim=lambda f: 1, at=lambda m, k, f: _extremum(m, f, _less)[1],
                        vjp=lambda e, f: [zero_like(f)], doc="Position of the first smallest component.")  # fmt: skip
 
 # Products ---------------------------------------------------------------------------------------------------------
@@ -179,29 +179,29 @@ def _vecmat_dim(b: Node, A: Node) -> int:
     return A.dim // b.dim
 
 
-MatVecMult = componentwise(
+MatVecMult: Operator = componentwise(
     "MatVecMult", dim=_matvec_dim, at=lambda m, k, A, b: m.sum(b.dim, lambda c: A[k * b.dim + c] * b[c]),
     vjp=lambda e, A, b: [TensorProd(e, b), VecMatMult(e, A)],
     doc="Matrix A (n x p, row-major) times vector b (p): n components.", example_dims=(6, 3),
 )  # fmt: skip
-VecMatMult = componentwise(
+VecMatMult: Operator = componentwise(
     "VecMatMult", dim=_vecmat_dim, at=lambda m, k, b, A: m.sum(b.dim, lambda c: b[c] * A[c * (A.dim // b.dim) + k]),
     vjp=lambda e, b, A: [MatVecMult(A, e), TensorProd(b, e)],
     doc="Vector b (n) times matrix A (n x p, row-major): p components.", example_dims=(2, 6),
 )  # fmt: skip
-TensorProd = componentwise(
+TensorProd: Operator = componentwise(
     "TensorProd", dim=lambda f, g: f.dim * g.dim, at=lambda m, k, f, g: f[k // g.dim] * g[k % g.dim],
     vjp=lambda e, f, g: [MatVecMult(e, g), VecMatMult(f, e)],
     doc="Outer product, row-major: component k * dim(g) + l is f_k g_l.", example_dims=(2, 3),
 )  # fmt: skip
-Scalprod = derived("Scalprod", lambda f, g: Sum(f * g), "Scalar product of f and g.", symbol="|")
+Scalprod: Operator = derived("Scalprod", lambda f, g: Sum(f * g), "Scalar product of f and g.", symbol="|")
 
 # Norms ------------------------------------------------------------------------------------------------------------
 
-SqNorm2 = derived("SqNorm2", lambda f: Sum(Square(f)), "Squared Euclidean norm.")
-Norm2 = derived("Norm2", lambda f: Sqrt(SqNorm2(f)), "Euclidean norm; derivative 0 at 0.")
-Normalize = derived("Normalize", lambda f: Rsqrt(SqNorm2(f)) * f, "f / Norm2(f), and 0 at 0.")
-SqDist = derived("SqDist", lambda f, g: SqNorm2(f - g), "Squared Euclidean distance.")
+SqNorm2: Operator = derived("SqNorm2", lambda f: Sum(Square(f)), "Squared Euclidean norm.")
+Norm2: Operator = derived("Norm2", lambda f: Sqrt(SqNorm2(f)), "Euclidean norm; derivative 0 at 0.")
+Normalize: Operator = derived("Normalize", lambda f: Rsqrt(SqNorm2(f)) * f, "f / Norm2(f), and 0 at 0.")
+SqDist: Operator = derived("SqDist", lambda f, g: SqNorm2(f - g), "Squared Euclidean distance.")
 
 
 def _square_matrix(S: Node, f: Node) -> Node:
@@ -218,13 +218,13 @@ def _weighted(s: Node, f: Node) -> Node:
     return form(s, f)
 
 
-SqNormIso = derived("SqNormIso", lambda s, f: s * SqNorm2(f), "s times the squared norm of f.", example_dims=(1, 3))
-SqNormDiag = derived("SqNormDiag", lambda s, f: Sum(s * Square(f)), "Sum of s_k f_k^2.")
-SymSqNorm = derived("SymSqNorm", _square_matrix, "Sum of S[k, l] f_k f_l, S row-major.", example_dims=(9, 3))
-WeightedSqNorm = derived(
+SqNormIso: Operator = derived("SqNormIso", lambda s, f: s * SqNorm2(f), "s times the squared norm of f.", example_dims=(1, 3))
+SqNormDiag: Operator = derived("SqNormDiag", lambda s, f: Sum(s * Square(f)), "Sum of s_k f_k^2.")
+SymSqNorm: Operator = derived("SymSqNorm", _square_matrix, "Sum of S[k, l] f_k f_l, S row-major.", example_dims=(9, 3))
+WeightedSqNorm: Operator = derived(
     "WeightedSqNorm", _weighted, "SqNormIso, SqNormDiag or SymSqNorm, by the dim of s: 1, D or D x D.", example_dims=(3, 3)
 )
-WeightedSqDist = derived("WeightedSqDist", lambda s, f, g: WeightedSqNorm(s, f - g), "WeightedSqNorm(s, f - g).")
+WeightedSqDist: Operator = derived("WeightedSqDist", lambda s, f, g: WeightedSqNorm(s, f - g), "WeightedSqNorm(s, f - g).")
 
 # Differentiation: words that the pass `differentiate` replaces ------------------------------------------------------
 
@@ -239,9 +239,9 @@ def _unexpanded(*args: Any) -> Any:
     raise AssertionError("Grad is replaced before anything is evaluated or lowered")
 
 
-Grad = componentwise("Grad", dim=_grad_dim, at=lambda m, k, F, v, e: _unexpanded(), vjp=_unexpanded,
+Grad: Operator = componentwise("Grad", dim=_grad_dim, at=lambda m, k, F, v, e: _unexpanded(), vjp=_unexpanded,
                      doc="Adjoint of the derivative of F by the variable v, applied to e.")  # fmt: skip
-Grad_WithSavedForward = componentwise(
+Grad_WithSavedForward: Operator = componentwise(
     "Grad_WithSavedForward", dim=lambda R, v, e, out: _grad_dim(R, v, e), at=lambda m, k, R, v, e, out: _unexpanded(),
     vjp=_unexpanded, doc="Grad of a reduction R whose result `out` is given.",
 )  # fmt: skip
@@ -255,7 +255,7 @@ def _grad_matrix(F: Node, v: Node) -> Node:
     return matrix
 
 
-GradMatrix = derived("GradMatrix", _grad_matrix, "Jacobian, row-major: component k * dim(v) + l is dF_k / dv_l.")
+GradMatrix: Operator = derived("GradMatrix", _grad_matrix, "Jacobian, row-major: component k * dim(v) + l is dF_k / dv_l.")
 
 STRUCTURAL = (Grad, Grad_WithSavedForward, GradMatrix)
 

@@ -24,7 +24,7 @@ class Schedule:
     lanes: int
     width: int
     unroll: int
-    unroll_dims: int = 16
+    unroll_dims: int = 8
     block_j: int = 0
     index_bits: int = 32
 
@@ -53,17 +53,18 @@ def choose(node: Reduction, itemsize: int, scheme: str = "direct_sum", rows: int
 
     `rows` > 0 says that so few rows i are asked for that wider tiles would be idle; `long` that indices pass 2^31.
     """
-    width = vector_bytes() // itemsize
     largest = max(x.dim for x in postorder([node]) if not isinstance(x, Reduction))
     bits = 64 if long or itemsize == 8 else 32
     blocks = 1024 if scheme == "block_sum" and node.op.float_sum else 0
-    common = {"block_j": blocks, "index_bits": bits}
+    looped = largest > Schedule.unroll_dims
+    width, fields = vector_bytes() // itemsize, node.op.fields([arg.dim for arg in node.args], node.k)
     if node.op.guard:
-        schedule = Schedule("guarded", width, width, 8, **common)
-    elif largest > Schedule.unroll_dims:
-        schedule = Schedule("dot", 4 * width, width, 8, **common)
+        schedule = Schedule("guarded", width, width, 12 if looped else 8, block_j=blocks, index_bits=bits)
+    elif looped:
+        schedule = Schedule("dot", 4 * width, width, 10, block_j=blocks, index_bits=bits)
     else:
-        schedule = Schedule("simt", 2 * width, 2 * width, 4, **common)
+        unroll = 4 if len(fields) == 1 else 8
+        schedule = Schedule("simt", 4 * width, 4 * width, unroll, block_j=blocks, index_bits=bits)
     return replace(schedule, lanes=width, width=width) if 0 < rows <= width else schedule
 
 

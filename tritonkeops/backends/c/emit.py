@@ -31,7 +31,7 @@ _INFIX = {
     "add": ("+", 5), "sub": ("-", 5), "mul": ("*", 6), "div": ("/", 6), "lt": ("<", 3), "le": ("<=", 3), "gt": (">", 3),
     "ge": (">=", 3), "eq": ("==", 3), "ne": ("!=", 3), "and": ("&", 1), "or": ("|", 1),
 }  # fmt: skip
-_PRECEDENCE = {op: level for op, (_, level) in _INFIX.items()} | {"neg": 7, "not": 7, "number": 7, "where": 0, "piecewise": 0}
+_PRECEDENCE = {op: level for op, (_, level) in _INFIX.items()} | {"neg": 7, "not": 7, "number": 7, "piecewise": 0, "where": 0}
 _ATOM = 9
 _RESERVED = frozenset(
     "auto break case char const continue default do double else enum extern float for goto if inline int long register "
@@ -252,8 +252,9 @@ class _Body:
         self.arrays: dict[Value, str] = {}
         self.locals: dict[Value, str] = {}
         self.filled: dict[Value, str] = {}
+        self.reads: dict[str, tuple[str, str]] = {}
         self.opened: frozenset[Index] = frozenset()
-        self.counter = known.counter if known else [0]
+        self.counter: list[int] = known.counter if known else [0]
 
     def line(self, text: str) -> None:
         self.lines.append((self.depth, text))
@@ -462,8 +463,10 @@ class _Body:
             self.line(pragma)
         self.line(f"for (int l = 0; l < {self.lanes}; l++) {{")
         self.depth += 1
-        for statement in statements:
+        reads = [f"const {kind} {name} = {element};" for element, (kind, name) in self.reads.items()]
+        for statement in reads + statements:
             self.line(statement)
+        self.reads.clear()
         self.depth -= 1
         self.line("}")
 
@@ -543,7 +546,7 @@ class _Body:
         Parentheses stand around an operation that binds less tightly than `level`.
         """
         if value in self.arrays:
-            return self.arrays[value] + self._at(value, u)
+            return self._read(self.arrays[value] + self._at(value, u), value, self.arrays[value])
         if value in self.uniform:
             return self.uniform[value] + self._suffix(value, u)
         if value in self.locals:
@@ -551,10 +554,16 @@ class _Body:
             return f"{self.locals[value]}_{u}" if copies else self.locals[value]
         if self._in_rows(value):
             index = "".join(f"[{k}]" for k in value.indices)
-            return f"r->{self.kernel.rows[value]}{index}[{self.base}l]"
+            return self._read(f"r->{self.kernel.rows[value]}{index}[{self.base}l]", value, self.kernel.rows[value])
         text = self.operation(value, u)
         binds = 7 if text.startswith(("-", "(")) else _PRECEDENCE.get(value.op, _ATOM)
         return f"({text})" if binds < level else text
+
+    def _read(self, element: str, value: Value, stem: str) -> str:
+        """An array element, read once per lane before anything else: a load inside of a choice would not vectorise."""
+        if element not in self.reads:
+            self.reads[element] = (self.type(value), f"{stem}_{len(self.reads)}")
+        return self.reads[element][1]
 
     def operation(self, value: Value, u: int) -> str:
         op, args = value.op, value.args
@@ -571,10 +580,17 @@ class _Body:
         if op in ("neg", "not"):
             return f"{'-' if op == 'neg' else '!'}{self.expr(args[0], u, _ATOM)}"
         if op == "where":
-            return f"{self.expr(args[0], u, 4)} ? {self.expr(args[1], u, 4)} : {self.expr(args[2], u, 4)}"
+            if _PRECEDENCE[args[0].op] == 3:  # one comparison: the compiler makes a blend of it
+                return f"{self.expr(args[0], u, 4)} ? {self.expr(args[1], u, 4)} : {self.expr(args[2], u, 4)}"
+            return f"select_{self._suffix_of(value)}({', '.join(self.expr(arg, u) for arg in args)})"
         terms = [self.expr(arg, u) for arg in args]
-        suffix = {"float": "f32", "double": "f64"}[self.kernel.acc if "tile" in value.axes else self.kernel.real]
-        return f"{op}_{suffix}({', '.join(terms)})"
+        return f"{op}_{self._suffix_of(value)}({', '.join(terms)})"
+
+    def _suffix_of(self, value: Value) -> str:
+        """Which of a function's versions serves the value's type."""
+        if value.type == INDEX:
+            return f"i{self.kernel.schedule.index_bits}"
+        return {"float": "f32", "double": "f64"}[self.kernel.acc if "tile" in value.axes else self.kernel.real]
 
     def _leaf(self, value: Value, u: int) -> str:
         if value.op == "number":
@@ -585,11 +601,11 @@ class _Body:
             return "row" if self.runtime_u else f"(idx_t)(j + {u})"
         if value.op == "acc":
             which, name, position = value.attr
-            return f"{self.acc[which]}{name}[{position}][{self.base}l]"
+            return self._read(f"{self.acc[which]}{name}[{position}][{self.base}l]", value, which + name)
         source, k = self.kernel.inputs[value.attr[0]], value.attr[1]
         name, position = self.kernel.names[source.position], _position(k, source.dim)
         if source.axis == "i":
-            return f"r->{name}[{position}][{self.base}l]"
+            return self._read(f"r->{name}[{position}][{self.base}l]", value, name)
         if not source.axis:
             return f"in->{name}[{position}]"
         return f"in->{name}[{f'(j + {u})' if u else 'j'} * in->{name}_rows + {position}]"

@@ -13,6 +13,18 @@
 
 #include "math.h"
 
+/* A choice by masks: chains of ?: on related conditions become branches that no compiler vectorises. */
+static inline int32_t select_i32(int c, int32_t a, int32_t b) { const int32_t m = -c; return (a & m) | (b & ~m); }
+static inline int64_t select_i64(int c, int64_t a, int64_t b) { const int64_t m = -(int64_t)c; return (a & m) | (b & ~m); }
+static inline float select_f32(int c, float a, float b) {
+  const uint32_t m = -(uint32_t)c;
+  return float_of_u32((bits_of_f32(a) & m) | (bits_of_f32(b) & ~m));
+}
+static inline double select_f64(int c, double a, double b) {
+  const uint64_t m = -(uint64_t)c;
+  return float_of_u64((bits_of_f64(a) & m) | (bits_of_f64(b) & ~m));
+}
+
 static inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* A component number that a branch not taken may push out of its vector. */

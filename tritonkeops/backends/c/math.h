@@ -13,16 +13,21 @@
 #define TRITONKEOPS_MATH_H
 
 #include <stdint.h>
-#include <string.h>
 
 /* ---- bits ------------------------------------------------------------------------------------------------------ */
 
-static inline uint32_t bits_of_f32(float x) { uint32_t i; memcpy(&i, &x, sizeof i); return i; }
-static inline uint64_t bits_of_f64(double x) { uint64_t i; memcpy(&i, &x, sizeof i); return i; }
-static inline float float_of_u32(uint32_t i) { float x; memcpy(&x, &i, sizeof x); return x; }
-static inline double float_of_u64(uint64_t i) { double x; memcpy(&x, &i, sizeof x); return x; }
+static inline uint32_t bits_of_f32(float x) { uint32_t i; __builtin_memcpy(&i, &x, sizeof i); return i; }
+static inline uint64_t bits_of_f64(double x) { uint64_t i; __builtin_memcpy(&i, &x, sizeof i); return i; }
+static inline float float_of_u32(uint32_t i) { float x; __builtin_memcpy(&x, &i, sizeof x); return x; }
+static inline double float_of_u64(uint64_t i) { double x; __builtin_memcpy(&x, &i, sizeof x); return x; }
 static inline uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 static inline uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
+static inline uint32_t max_u32(uint32_t a, uint32_t b) { return a > b ? a : b; }
+static inline uint64_t max_u64(uint64_t a, uint64_t b) { return a > b ? a : b; }
+
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define HAS_FMA
+#endif
 
 #define INF_F32 __builtin_inff()
 #define INF_F64 __builtin_inf()
@@ -72,22 +77,23 @@ static inline double round_f64(double x) {
 #define MAGIC_F32 12582912.0f
 #define MAGIC_F64 6755399441055744.0
 
-/* 2^(n - base) p, given p in [1/2, 2) 2^base and t = MAGIC + n + (bias - base), base = -64 (f32) or -512 (f64).
- * The factor is split in two, 2^max(n - base, 0) added to the exponent of p and 2^min(n - base, 0) multiplied, so that
- * results below the smallest normal number are rounded once, by the product.  At n = base - bias the second factor is
- * exactly 0, which underflows without the cost of denormals. */
+/* 2^n p, for p in [1/2, 2), from t = SCALE_MAGIC + n: n is added to the exponent of p.  A product would do for results
+ * below the smallest normal number, but a float operation that gives a denormal stalls most processors (a vector of exp
+ * then takes 2 to 3 times as long).  Instead such a result is rounded to a multiple of the smallest denormal by adding
+ * a power of two with that ulp; the difference of their bits is the result.  Exponents are raised by 32 (64) meanwhile,
+ * so that nothing here underflows: n >= -151 (-1076), where the result is 0. */
+#define SCALE_MAGIC_F32 (MAGIC_F32 + 32.0f)
+#define SCALE_MAGIC_F64 (MAGIC_F64 + 64.0)
 static inline float scale_f32(float p, float t) {
-  uint32_t u = bits_of_f32(t) << 23, s = min_u32(u, 127u << 23);
-  return float_of_u32(bits_of_f32(p) + (u - s)) * float_of_u32(s);
+  uint32_t y = bits_of_f32(p) + (bits_of_f32(t) << 23), one = 32u << 23;
+  float small = 0.5f * float_of_u32(min_u32(y, one + (1u << 23))) + float_of_u32(one);
+  return float_of_u32(max_u32(y, bits_of_f32(small)) - one);
 }
 static inline double scale_f64(double p, double t) {
-  uint64_t u = bits_of_f64(t) << 52, s = min_u64(u, 1023ull << 52);
-  return float_of_u64(bits_of_f64(p) + (u - s)) * float_of_u64(s);
+  uint64_t y = bits_of_f64(p) + (bits_of_f64(t) << 52), one = 64ull << 52;
+  double small = 0.5 * float_of_u64(min_u64(y, one + (1ull << 52))) + float_of_u64(one);
+  return float_of_u64(max_u64(y, bits_of_f64(small)) - one);
 }
-#define SCALE_F32 0x1p-64f
-#define SCALE_F64 0x1p-512
-#define SCALE_MAGIC_F32 (MAGIC_F32 + 191.0f)
-#define SCALE_MAGIC_F64 (MAGIC_F64 + 1535.0)
 
 /* max(x, lo) for lo < 0.  Among negative floats the order of the bits is that of the magnitudes, and positive ones are
  * below them all, hence one unsigned minimum; a comparison of floats would cost AVX-512 a mask and a blend.  A negative
@@ -101,69 +107,92 @@ static inline double at_least_f64(double x, double lo) {
 #endif
 }
 
-/* exp: degree 5 (10 in f64) with p(0) = 1 exactly; coefficients carry the scale.  The last selection makes Inf of
- * overflows and NaN of NaNs. */
+/* exp(r) by a polynomial with p(0) = 1 exactly, of degree 5 (10 in f64); without FMA the roundings leave no room in 2 ulp
+ * for the error of degree 5, and it is 6. */
+static inline float exp_core_f32(float r) {
+#ifdef HAS_FMA
+  float p = 0x1.0e8a2cp-7f;
+  p = p * r + 0x1.573f32p-5f;
+  p = p * r + 0x1.555d8cp-3f;
+  p = p * r + 0x1.fffdb8p-2f;
+  p = p * r + 0x1.ffffeep-1f;
+#else
+  float p = 0.00137804055387f;
+  p = p * r + 0.00836884786005f;
+  p = p * r + 0.0416690868131f;
+  p = p * r + 0.166665192653f;
+  p = p * r + 0.499999900125f;
+  p = p * r + 1.0f;
+#endif
+  return p * r + 1.0f;
+}
+/* The last selection makes Inf of overflows and NaN of NaNs. */
 static inline float exp_f32(float x) {
-  float c = at_least_f32(x, -132.5f);
+  float c = at_least_f32(x, -104.67f);
   float t = c * LOG2E_F32 + SCALE_MAGIC_F32, n = t - SCALE_MAGIC_F32;
   float r = c - n * LN2_HI_F32;
   r = r - n * LN2_LO_F32;
-  float p = 0x1.0e8a2cp-7f * SCALE_F32;
-  p = p * r + 0x1.573f32p-5f * SCALE_F32;
-  p = p * r + 0x1.555d8cp-3f * SCALE_F32;
-  p = p * r + 0x1.fffdb8p-2f * SCALE_F32;
-  p = p * r + 0x1.ffffeep-1f * SCALE_F32;
-  p = p * r + SCALE_F32;
-  float y = scale_f32(p, t);
+  float y = scale_f32(exp_core_f32(r), t);
   return x <= 0x1.62e42ep+6f ? y : x + INF_F32;
 }
 static inline double exp_f64(double x) {
-  double c = at_least_f64(x, -1064.0);
+  double c = at_least_f64(x, -745.826);
   double t = c * LOG2E_F64 + SCALE_MAGIC_F64, n = t - SCALE_MAGIC_F64;
   double r = c - n * LN2_HI_F64;
   r = r - n * LN2_LO_F64;
-  double p = 2.74919839326651497e-7 * SCALE_F64;
-  p = p * r + 2.76391879173431003e-6 * SCALE_F64;
-  p = p * r + 2.48019002957305835e-5 * SCALE_F64;
-  p = p * r + 1.98411730861918329e-4 * SCALE_F64;
-  p = p * r + 1.38888885290319006e-3 * SCALE_F64;
-  p = p * r + 8.33333338294279324e-3 * SCALE_F64;
-  p = p * r + 4.16666666682030572e-2 * SCALE_F64;
-  p = p * r + 0.166666666665646367 * SCALE_F64;
-  p = p * r + 0.499999999999979817 * SCALE_F64;
-  p = p * r + 1.00000000000000558 * SCALE_F64;
-  p = p * r + SCALE_F64;
+  double p = 2.74919839326651497e-7;
+  p = p * r + 2.76391879173431003e-6;
+  p = p * r + 2.48019002957305835e-5;
+  p = p * r + 1.98411730861918329e-4;
+  p = p * r + 1.38888885290319006e-3;
+  p = p * r + 8.33333338294279324e-3;
+  p = p * r + 4.16666666682030572e-2;
+  p = p * r + 0.166666666665646367;
+  p = p * r + 0.499999999999979817;
+  p = p * r + 1.00000000000000558;
+  p = p * r + 1.0;
   double y = scale_f64(p, t);
   return x <= 0x1.62e42fefa39efp+9 ? y : x + INF_F64;
 }
 
 /* exp2: the same with an exact reduction. */
+static inline float exp2_core_f32(float r) {
+#ifdef HAS_FMA
+  float p = 0.00132257022757f;
+  p = p * r + 0.00967176305746f;
+  p = p * r + 0.0555089146476f;
+  p = p * r + 0.240222370323f;
+  p = p * r + 0.693146829214f;
+#else
+  float p = 0.000153224873389f;
+  p = p * r + 0.0013397282012f;
+  p = p * r + 0.00961856046353f;
+  p = p * r + 0.055503381891f;
+  p = p * r + 0.240226467453f;
+  p = p * r + 0.693147198207f;
+#endif
+  return p * r + 1.0f;
+}
 static inline float exp2_f32(float x) {
-  float c = at_least_f32(x, -191.0f);
+  float c = at_least_f32(x, -151.0f);
   float t = c + SCALE_MAGIC_F32, r = c - (t - SCALE_MAGIC_F32);
-  float p = 0.00132257022757f * SCALE_F32;
-  p = p * r + 0.00967176305746f * SCALE_F32;
-  p = p * r + 0.0555089146476f * SCALE_F32;
-  p = p * r + 0.240222370323f * SCALE_F32;
-  p = p * r + 0.693146829214f * SCALE_F32;
-  p = p * r + SCALE_F32;
-  float y = scale_f32(p, t);
+  float y = scale_f32(exp2_core_f32(r), t);
   return x < 128.0f ? y : x + INF_F32;
 }
 static inline double exp2_f64(double x) {
-  double c = at_least_f64(x, -1535.0);
+  double c = at_least_f64(x, -1076.0);
   double t = c + SCALE_MAGIC_F64, r = c - (t - SCALE_MAGIC_F64);
-  double p = 7.03818555978693806e-9 * SCALE_F64;
-  p = p * r + 1.02083229871219354e-7 * SCALE_F64;
-  p = p * r + 1.32156535619082977e-6 * SCALE_F64;
-  p = p * r + 1.52526594277247734e-5 * SCALE_F64;
-  p = p * r + 1.54035299943046088e-4 * SCALE_F64;
-  p = p * r + 1.33335582258002075e-3 * SCALE_F64;
-  p = p * r + 9.61812910798310176e-3 * SCALE_F64;
-  p = p * r + 5.55041086644818217e-2 * SCALE_F64;
-  p = p * r + 0.240226506959091016 * SCALE_F64;
-  p = p * r + 0.693147180559949175 * SCALE_F64;
-  p = p * r + SCALE_F64;
+  double p = 7.03818555978693806e-9;
+  p = p * r + 1.02083229871219354e-7;
+  p = p * r + 1.32156535619082977e-6;
+  p = p * r + 1.52526594277247734e-5;
+  p = p * r + 1.54035299943046088e-4;
+  p = p * r + 1.33335582258002075e-3;
+  p = p * r + 9.61812910798310176e-3;
+  p = p * r + 5.55041086644818217e-2;
+  p = p * r + 0.240226506959091016;
+  p = p * r + 0.693147180559949175;
+  p = p * r + 1.0;
   double y = scale_f64(p, t);
   return x < 1024.0 ? y : x + INF_F64;
 }
@@ -280,7 +309,7 @@ static inline double log_f64(double x) {
   return log_edges_f64(x, e * LN2_F64 + log1p_core_f64(float_of_u64(bits_of_f64(a) - i) - 1.0));
 }
 
-/* log2(1 + f) = f P(f), P of degree 9 (f32). */
+/* log2(1 + f) = f + f P(f), P of degree 9 (f32). */
 static inline float log2_f32(float x) {
   int denormal = x < 0x1p-126f;
   float a = denormal ? x * 0x1p23f : x;
@@ -295,8 +324,8 @@ static inline float log2_f32(float x) {
   p = p * f - 0.3606687877504786603f;
   p = p * f + 0.4808958167118434753f;
   p = p * f - 0.7213475477130754166f;
-  p = p * f + 1.442695046572586224f;
-  return log_edges_f32(x, p * f + e);
+  p = p * f + 0.442695046572586224f;
+  return log_edges_f32(x, (p * f + f) + e);
 }
 static inline double log2_f64(double x) {
   int denormal = x < 0x1p-1022;
@@ -377,7 +406,7 @@ static inline float pow_f32(float x, float y) {
 
 /* a b - p for the rounded product p = a b: exact. */
 static inline double product_error_f64(double a, double b, double p) {
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#ifdef HAS_FMA
   return __builtin_fma(a, b, -p);
 #else /* Dekker; |a|, |b| < 2^996 */
   double u = 134217729.0 * a, v = 134217729.0 * b;
@@ -415,23 +444,23 @@ static inline double pow_f64(double x, double y) {
   b = b > -1e20 ? b : -1e20;
   double v = b * h, v_l = product_error_f64(b, h, v) + b * l;
   double c = v < 710.0 ? v : 710.0;
-  c = c > -800.0 ? c : -800.0;
+  c = c > -745.5 ? c : -745.5;
   v_l = c == v ? v_l : 0.0;
   double t = c * LOG2E_F64 + SCALE_MAGIC_F64, n = t - SCALE_MAGIC_F64;
   double r = c - n * LN2_HI_F64;
   r = r + (v_l - n * LN2_LO_F64);
-  double p = 2.50000785845360424e-8 * SCALE_F64;
-  p = p * r + 2.76302350183835584e-7 * SCALE_F64;
-  p = p * r + 2.75575862535890306e-6 * SCALE_F64;
-  p = p * r + 2.48014931334135147e-5 * SCALE_F64;
-  p = p * r + 1.98412695067858909e-4 * SCALE_F64;
-  p = p * r + 1.38888889436000483e-3 * SCALE_F64;
-  p = p * r + 8.33333333349433388e-3 * SCALE_F64;
-  p = p * r + 4.16666666665302584e-2 * SCALE_F64;
-  p = p * r + 0.166666666666664128 * SCALE_F64;
-  p = p * r + 0.500000000000001062 * SCALE_F64;
-  p = p * r + SCALE_F64;
-  p = p * r + SCALE_F64;
+  double p = 2.50000785845360424e-8;
+  p = p * r + 2.76302350183835584e-7;
+  p = p * r + 2.75575862535890306e-6;
+  p = p * r + 2.48014931334135147e-5;
+  p = p * r + 1.98412695067858909e-4;
+  p = p * r + 1.38888889436000483e-3;
+  p = p * r + 8.33333333349433388e-3;
+  p = p * r + 4.16666666665302584e-2;
+  p = p * r + 0.166666666666664128;
+  p = p * r + 0.500000000000001062;
+  p = p * r + 1.0;
+  p = p * r + 1.0;
   double o = scale_f64(p, t);
   return pow_edges_f64(x, y, o == o ? o : INF_F64); /* n = 1024 and r >= 0 have given a NaN's bits */
 }

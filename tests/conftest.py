@@ -1,0 +1,49 @@
+"""Shared by all tests: kernels compiled once and kept between runs, and one way to run a formula on a back end."""
+
+import os
+
+import pytest
+import torch
+
+from tritonkeops.backends.c.build import compiler
+from tritonkeops.compiler import Program, Target
+from tritonkeops.runtime.call import lay_out
+
+
+def pytest_configure(config):
+    """Compiled kernels outlive the run: `pytest --cache-clear` removes them."""
+    if getattr(config, "cache", None) is not None:
+        os.environ.setdefault("TRITONKEOPS_CACHE_DIR", str(config.cache.mkdir("kernels")))
+
+
+def program_of(formula, aliases, reduction_op="Sum", axis=1, k=0, formula2=None):
+    return Program(formula, aliases, reduction_op, axis, k, formula2)
+
+
+def run_program(
+    program, args, backend="c", schedule=None, threads=1, dtype_acc=None, sum_scheme="block_sum", few_rows=0
+):
+    """The outputs of a reduction, each (*batch, rows, components), from one back end on one schedule."""
+    if backend == "c" and compiler() is None:
+        pytest.skip("no C compiler")
+    layout = lay_out(program.variables, args, program.reduction.axis)
+    dtype = str(args[0].dtype).removeprefix("torch.")
+    target = Target(dtype, dtype_acc or dtype, sum_scheme, few_rows)
+    kernel = program.kernel(target, schedule) if backend == "c" else program.reference(target)
+    kinds = [torch.int64 if kind == "index" else args[0].dtype for kind in program.reduction.op.outputs]
+    shape = (*layout.batch, layout.rows, program.reduction.dim)
+    outputs = [torch.full(shape, -99, dtype=kind) for kind in kinds]  # what a kernel forgets to write shows
+    kernel.prepare(args, layout)(args, outputs, threads)
+    return outputs
+
+
+@pytest.fixture(scope="session")
+def program():
+    """program(formula, aliases, reduction_op="Sum", axis=1, k=0, formula2=None): through the formula passes."""
+    return program_of
+
+
+@pytest.fixture(scope="session")
+def run():
+    """run(program, args, backend="c" or "torch", schedule=..., threads=...): a list of outputs."""
+    return run_program
