@@ -110,7 +110,9 @@ def entries() -> Iterator[Entry]:
 
 def clear() -> int:
     """Remove every file of ours; returns how many."""
-    files = [path for pattern in ("*.json", "*-*.so", "*-*.c", "*-*.txt", ".part-*") for path in directory().glob(pattern)]
+    files = [
+        path for pattern in ("*.json", "*-*.so", "*-*.c", "*-*.txt", ".part-*") for path in directory().glob(pattern)
+    ]
     for path in files:
         path.unlink(missing_ok=True)
     return len(files)

@@ -1,7 +1,7 @@
 """The pipeline, from a formula to a kernel. Start here.
 
-    text --parse--> AST --infer--> formula IR --differentiate, expand, simplify--> formula IR
-         --choose schedule, lower--> tile IR --emit--> C --build--> kernel
+text --parse--> AST --infer--> formula IR --differentiate, expand, simplify--> formula IR
+     --choose schedule, lower--> tile IR --emit--> C --build--> kernel
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _itemsize(target: Target) -> int:
     return 8 if target.dtype == "float64" else 4
 
 
-# Seeing inside ----------------------------------------------------------------------------------------------------------
+# Seeing inside --------------------------------------------------------------------------------------------------
 
 STAGES = ("ast", "formula", "tile", "source")
 _published = iter(range(1, sys.maxsize))
@@ -165,5 +165,3 @@ def explain(program: Program, stage: str, target: Target) -> str:
     if stage not in stages:
         raise ValueError(f"explain: expected one of {', '.join(stages)}; got {stage!r}")
     return stages[stage]()
-
-

@@ -55,7 +55,9 @@ class TorchLaunch:
         return var.axes == self.kernel.node.axes
 
     def _tile(self) -> tuple[int, int]:
-        numbers = sum(node.dim for node in postorder([self.kernel.node])) * max(1, torch.Size(self.layout.batch).numel())
+        numbers = sum(node.dim for node in postorder([self.kernel.node])) * max(
+            1, torch.Size(self.layout.batch).numel()
+        )
         width = max(1, min(self.layout.cols, 1024))
         return max(1, _TILE_NUMBERS // max(1, numbers * width)), width
 
@@ -66,8 +68,10 @@ class TorchLaunch:
         state = identity(node, (*self.layout.batch, rows.stop - rows.start, 1), wide)
         for first in range(0, self.layout.cols, width):
             stop = min(first + width, self.layout.cols)
-            tile = {v: c[..., rows, :] if self._kept(v) else c[..., first:stop] if v.axes else c
-                    for v, c in zip(variables, columns, strict=True)}  # fmt: skip
+            tile = {
+                v: c[..., rows, :] if self._kept(v) else c[..., first:stop] if v.axes else c
+                for v, c in zip(variables, columns, strict=True)
+            }
             shape = (*self.layout.batch, rows.stop - rows.start, stop - first)
             terms = [evaluate(arg, tile, like).to(wide.dtype) for arg in node.args]
             state = fold(node, state, [term.expand(-1, *shape) for term in terms], first, wide)

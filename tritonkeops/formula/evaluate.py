@@ -73,7 +73,7 @@ class TorchMath:
         return value if isinstance(value, Tensor) else self.const(value)
 
     def listed(self, components: Sequence[Tensor]) -> Components:
-        return Components(torch.stack(torch.broadcast_tensors(*components)))
+        return Components(torch.stack(torch.broadcast_tensors(*components)))  # type: ignore[no-untyped-call]
 
     def vector(self, n: int, component: Component) -> Components:
         return self.listed([component(k) for k in range(n)])
@@ -95,10 +95,13 @@ class TorchMath:
 
 
 def evaluate(root: Node, values: Mapping[Var, Tensor], like: Tensor) -> Tensor:
-    """Value of a formula, given its variables' as (dim, *batch, M or 1, N or 1); dtype and device are those of `like`."""
-    m, done = TorchMath(like), {}  # type: TorchMath, dict[Node, Tensor]
+    """Value of a formula, given its variables' as (dim, *batch, M or 1, N or 1); dtype and device are as in `like`."""
+    m = TorchMath(like)
+    done: dict[Node, Tensor] = {}
     for node in postorder([root]):
-        done[node] = _apply(m, node, [done[x] for x in node.operands]) if isinstance(node, Apply) else _leaf(node, values, like)
+        done[node] = (
+            _apply(m, node, [done[x] for x in node.operands]) if isinstance(node, Apply) else _leaf(node, values, like)
+        )
     return done[root]
 
 
@@ -127,7 +130,7 @@ def identity(node: Reduction, shape: Sequence[int], like: Tensor) -> list[Tensor
     fields = node.op.fields([arg.dim for arg in node.args], node.k)
     dtypes = [torch.int64 if field.index else like.dtype for field in fields]
     return [
-        torch.full((field.size, *shape), field.identity, dtype=dtype, device=like.device)  # type: ignore[arg-type]
+        torch.full((field.size, *shape), field.identity, dtype=dtype, device=like.device)
         for field, dtype in zip(fields, dtypes, strict=True)
     ]
 

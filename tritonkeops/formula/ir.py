@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from fractions import Fraction
-from typing import Any, ClassVar, Union
+from typing import Any, ClassVar, TypeAlias
 
 Axes = frozenset[str]
-Number = Union[int, float, Fraction]
-Static = Union[int, tuple[int, ...]]
+Number: TypeAlias = int | float | Fraction
+Static: TypeAlias = int | tuple[int, ...]
 
 NO_AXES: Axes = frozenset()
 
@@ -221,11 +221,12 @@ class ReductionOp:
     """A reduction, declared once as a monoid over abstract accumulators.
 
     `fields(dims, k)` lists the accumulator; `fold(m, acc, *vectors)` takes a tile of j into it, with the tile
-    reductions of `m` (sum_j, max_j ...), and `merge(m, a, b)` joins two accumulators, a's rows j first. Or `step(m, acc,
-    j, *vectors)` takes a single j and `guard(m, acc, *vectors)` is false where that would change nothing; then merging
-    is a step for each of b's entries, its fields being k values and k rows j per component. `finalize(m, acc)` gives the outputs, floats or indices as `outputs` says, with `size(dims)` components (that of the
-    last field unless said). `vjp(node, v, e, out)` is the adjoint as another reduction. `float_sum` marks sums of
-    floats, which honour dtype_acc and sum_scheme. Accumulators carry the formulas' dims as `acc.dims`.
+    reductions of `m` (sum_j, max_j ...), and `merge(m, a, b)` joins two accumulators, a's rows j first. Or
+    `step(m, acc, j, *vectors)` takes a single j and `guard(m, acc, *vectors)` is false where that would change
+    nothing; then merging is a step for each of b's entries, its fields being k values and k rows j per component.
+    `finalize(m, acc)` gives the outputs, floats or indices as `outputs` says, with `size(dims)` components (that of
+    the last field unless said). `vjp(node, v, e, out)` is the adjoint as another reduction. `float_sum` marks sums of floats, which honour
+    dtype_acc and sum_scheme. Accumulators carry the formulas' dims as `acc.dims`.
     """
 
     name: str
@@ -250,8 +251,11 @@ class ReductionOp:
             wanted = "a weight formula (formula2)" if len(args) < least else "no weight formula (formula2)"
             raise IllTyped(f"{self.name} takes {wanted}")
         if len(args) == 2 and len({arg.dim for arg in args} - {1}) > 1:
-            raise IllTyped(f"{self.name}: formula has dim {args[0].dim} and weight dim {args[1].dim}: "
-                           "expected equal dims, or one of them scalar", 1)
+            raise IllTyped(
+                f"{self.name}: formula has dim {args[0].dim} and weight dim {args[1].dim}: "
+                "expected equal dims, or one of them scalar",
+                1,
+            )
         if k and not self.takes_k:
             raise IllTyped(f"{self.name} takes no opt_arg; got {k}")
         if self.takes_k and k < 1:
@@ -289,7 +293,7 @@ class Apply(Node):
         self._set(op=op, args=args, static=static, dim=dim, axes=axes)
 
     @property
-    def operands(self) -> tuple[Node, ...]:  # type: ignore[override]
+    def operands(self) -> tuple[Node, ...]:
         return self.args
 
 
@@ -317,7 +321,7 @@ class Reduction(Node):
         self._set(op=op, args=args, axis=axis, k=k, dim=op.value_dim(args, k), axes=axes)
 
     @property
-    def operands(self) -> tuple[Node, ...]:  # type: ignore[override]
+    def operands(self) -> tuple[Node, ...]:
         return self.args
 
 

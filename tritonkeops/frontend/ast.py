@@ -92,8 +92,7 @@ def walk(expr: Expr) -> Iterator[tuple[int, Expr]]:
 def show(expr: Expr) -> str:
     """The tree as text: a node per line, indented below its parent, with the line and column of its start."""
     return "\n".join(
-        f"{'  ' * (depth - 1)}{_label(node)}  // {node.span.line}:{node.span.column}"
-        for depth, node in walk(expr)
+        f"{'  ' * (depth - 1)}{_label(node)}  // {node.span.line}:{node.span.column}" for depth, node in walk(expr)
     )
 
 

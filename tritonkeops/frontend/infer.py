@@ -43,7 +43,12 @@ class Typed:
 
 
 def infer(
-    formula: str, aliases: Sequence[str], reduction_op: str = "Sum", axis: int = 0, k: int = 0, formula2: str | None = None
+    formula: str,
+    aliases: Sequence[str],
+    reduction_op: str = "Sum",
+    axis: int = 0,
+    k: int = 0,
+    formula2: str | None = None,
 ) -> Typed:
     """Parse and type a formula, its aliases and its weight; wrap it in the reduction unless it holds one itself.
 
@@ -134,7 +139,9 @@ def _declare_inline(tree: ast.Expr, declared: _Declared, faults: list[Diagnostic
                 _add(declared, found, None, node.span, faults)
 
 
-def _add(declared: _Declared, found: tuple[int, int, Category], name: str | None, span: Span, faults: list[Diagnostic]) -> Var:
+def _add(
+    declared: _Declared, found: tuple[int, int, Category], name: str | None, span: Span, faults: list[Diagnostic]
+) -> Var:
     """The variable at a position, new or known; two dims or categories at one position are a fault."""
     position, dim, category = found
     known = declared.by_position.get(position)
@@ -142,9 +149,13 @@ def _add(declared: _Declared, found: tuple[int, int, Category], name: str | None
         known = Var(position, dim, category, name or _free_name(position, declared))
         declared.by_position[position], declared.spans[position] = known, span
     elif (known.dim, known.category) != (dim, category):
-        faults.append(Diagnostic(
-            span, f"position {position} is {category.keyword} of dim {dim} here and {known.category.keyword} of dim "
-            f"{known.dim} in {declared.spans[position].source.name}; expected one dim and category"))  # fmt: skip
+        faults.append(
+            Diagnostic(
+                span,
+                f"position {position} is {category.keyword} of dim {dim} here and {known.category.keyword} of dim "
+                f"{known.dim} in {declared.spans[position].source.name}; expected one dim and category",
+            )
+        )
     return known
 
 
@@ -176,8 +187,13 @@ def _variable(expr: ast.Expr, place: int | None, faults: list[Diagnostic]) -> tu
         position, dim = (place, values[0]) if len(values) == 1 else values  # type: ignore[assignment]
         category = _CATEGORIES[expr.callee]
     if position < 0 or dim < 1 or category not in (0, 1, 2):
-        faults.append(Diagnostic(expr.span, f"position {position}, dim {dim}, category {category}: "
-                                 "expected position >= 0, dim >= 1, category 0 (i), 1 (j) or 2 (parameter)"))  # fmt: skip
+        faults.append(
+            Diagnostic(
+                expr.span,
+                f"position {position}, dim {dim}, category {category}: "
+                "expected position >= 0, dim >= 1, category 0 (i), 1 (j) or 2 (parameter)",
+            )
+        )
         return None
     return position, dim, Category(category)
 
@@ -187,8 +203,11 @@ def _check_positions(declared: _Declared, faults: list[Diagnostic], complete: bo
     if complete and positions != list(range(len(positions))):
         missing = sorted(set(range(positions[-1] + 1)) - set(positions))
         span = declared.spans[positions[-1]]
-        faults.append(Diagnostic(span, f"positions are {positions}: expected 0 to {positions[-1]}, "
-                                 f"without a gap; missing {missing}"))  # fmt: skip
+        faults.append(
+            Diagnostic(
+                span, f"positions are {positions}: expected 0 to {positions[-1]}, without a gap; missing {missing}"
+            )
+        )
 
 
 def _integer(expr: ast.Expr) -> int | None:
@@ -295,8 +314,11 @@ class _Typer:
         for place, operand in enumerate(node.operands[2:], 2):
             if not operand.axes <= kept:
                 letter = next(iter(kept))
-                raise IllTyped(f"{operand!r} varies with {'j' if letter == 'i' else 'i'}: expected the index of the "
-                               f"reduction's result, {letter}", place)  # fmt: skip
+                raise IllTyped(
+                    f"{operand!r} varies with {'j' if letter == 'i' else 'i'}: expected the index of the "
+                    f"reduction's result, {letter}",
+                    place,
+                )
 
     def _static(self, op: Operator, place: int, arg: ast.Expr) -> Static | None:
         name = op.static[place - len(op.operands)] if place - len(op.operands) < len(op.static) else "argument"
@@ -332,7 +354,9 @@ class _Typer:
 
 def is_reduced(node: Node) -> bool:
     """Whether a node is a reduction, or a gradient of one."""
-    return isinstance(node, Reduction) or (isinstance(node, Apply) and node.op in STRUCTURAL and is_reduced(node.args[0]))
+    return isinstance(node, Reduction) or (
+        isinstance(node, Apply) and node.op in STRUCTURAL and is_reduced(node.args[0])
+    )
 
 
 def result_axes(node: Node) -> frozenset[str]:

@@ -58,9 +58,7 @@ def _lark() -> Lark:
     """The parser, imported and built at the first parse: importing this package should not cost that time."""
     from lark import Lark
 
-    return Lark(
-        _grammar(), parser="lalr", lexer="contextual", start=["formula", "alias"], propagate_positions=True
-    )
+    return Lark(_grammar(), parser="lalr", lexer="contextual", start=["formula", "alias"], propagate_positions=True)
 
 
 def _grammar() -> str:

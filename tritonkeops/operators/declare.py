@@ -47,7 +47,7 @@ def broadcast(op: Operator, args: Sequence[Node], static: Sequence[Static] = ())
 
 def sum_to(dim: int, value: Node) -> Node:
     """The adjoint of broadcasting a scalar: cotangents of its copies add up."""
-    return words["Sum"](value) if dim == 1 and value.dim > 1 else value  # type: ignore[operator, return-value]
+    return words["Sum"](value) if dim == 1 and value.dim > 1 else value  # type: ignore[operator]
 
 
 def _chain(partials: Partials, arity: int) -> Callable[..., Sequence[Node]]:
@@ -80,10 +80,20 @@ def elementwise(
     """
     operands = tuple(p for p in _parameters(scalar, 1) if p not in static)
     ranges = domain if isinstance(domain[0], tuple) else (domain,) * len(operands)
-    return _register(Operator(
-        name, operands, static, broadcast, doc, scalar=scalar, vjp=_chain(partials, len(operands)),
-        symbol=symbol, domain=ranges, example=example,  # type: ignore[arg-type]
-    ))  # fmt: skip
+    return _register(
+        Operator(
+            name,
+            operands,
+            static,
+            broadcast,
+            doc,
+            scalar=scalar,
+            vjp=_chain(partials, len(operands)),
+            symbol=symbol,
+            domain=ranges,
+            example=example,
+        )
+    )
 
 
 def componentwise(
@@ -106,9 +116,19 @@ def componentwise(
     def infer(op: Operator, args: tuple[Node, ...], values: tuple[Static, ...]) -> int:
         return dim(*args, *values)
 
-    return _register(Operator(
-        name, operands, static, infer, doc, at=at, vjp=vjp, example=example, example_dims=example_dims,
-    ))  # fmt: skip
+    return _register(
+        Operator(
+            name,
+            operands,
+            static,
+            infer,
+            doc,
+            at=at,
+            vjp=vjp,
+            example=example,
+            example_dims=example_dims,
+        )
+    )
 
 
 def derived(
@@ -133,9 +153,19 @@ def derived(
             found = ", ".join(f"{n} = {arg!r} has dim {arg.dim}" for n, arg in zip(operands, args, strict=True))
             raise IllTyped(f"{name}: {found}; in it, {error}") from error
 
-    return _register(Operator(
-        name, operands, static, infer, doc, expand=expand, symbol=symbol, example=example, example_dims=example_dims,
-    ))  # fmt: skip
+    return _register(
+        Operator(
+            name,
+            operands,
+            static,
+            infer,
+            doc,
+            expand=expand,
+            symbol=symbol,
+            example=example,
+            example_dims=example_dims,
+        )
+    )
 
 
 def reduction(name: str, **declaration: Any) -> ReductionOp:
@@ -150,8 +180,8 @@ def _named(word: str) -> Operator | ReductionOp:
 
 
 # Words are pickled by name. Unpickling looks for `_named`, and so imports this package, which fills the registry.
-copyreg.pickle(Operator, lambda op: (_named, (op.name,)))
-copyreg.pickle(ReductionOp, lambda op: (_named, (f"{op.name}_Reduction",)))
+copyreg.pickle(Operator, lambda op: (_named, (op.name,)))  # type: ignore[arg-type, return-value]
+copyreg.pickle(ReductionOp, lambda op: (_named, (f"{op.name}_Reduction",)))  # type: ignore[arg-type, return-value]
 
 
 def zero_like(node: Node) -> Node:

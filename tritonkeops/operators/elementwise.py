@@ -22,9 +22,13 @@ Subtract: Operator = elementwise("Subtract", lambda m, f, g: f - g, lambda f, g:
 Minus: Operator = elementwise("Minus", lambda m, f: -f, lambda f: -1, "-f.", symbol="-")
 Mult: Operator = elementwise("Mult", lambda m, f, g: f * g, lambda f, g: (g, f), "f * g.", symbol="*")
 Divide: Operator = elementwise(
-    "Divide", lambda m, f, g: f / g, lambda f, g: (Inv(g), -f * Square(Inv(g))), "f / g.",
-    symbol="/", domain=((-2.0, 2.0), POSITIVE),
-)  # fmt: skip
+    "Divide",
+    lambda m, f, g: f / g,
+    lambda f, g: (Inv(g), -f * Square(Inv(g))),
+    "f / g.",
+    symbol="/",
+    domain=((-2.0, 2.0), POSITIVE),
+)
 
 
 def _power(m: Any, f: Any, P: int) -> Any:
@@ -41,66 +45,98 @@ def _power(m: Any, f: Any, P: int) -> Any:
 
 
 Pow: Operator = elementwise(
-    "Pow", _power, lambda f, P: P * Pow(f, P - 1) if P else 0, "f to an integer power P; Pow(f, 0) = 1.",
-    static=("P",), domain=POSITIVE, example=(3,),
-)  # fmt: skip
+    "Pow",
+    _power,
+    lambda f, P: P * Pow(f, P - 1) if P else 0,
+    "f to an integer power P; Pow(f, 0) = 1.",
+    static=("P",),
+    domain=POSITIVE,
+    example=(3,),
+)
 Powf: Operator = elementwise(
-    "Powf", lambda m, f, g: m.pow(f, g),
+    "Powf",
+    lambda m, f, g: m.pow(f, g),
     lambda f, g: (g * Powf(f, g - 1), IfElse(-Abs(f), 0, Log(f) * Powf(f, g))),
     "f to the power g, with the rules of C's pow: negative f and integer g work.",
-    symbol="**", domain=(POSITIVE, (-2.0, 2.0)),
-)  # fmt: skip
+    symbol="**",
+    domain=(POSITIVE, (-2.0, 2.0)),
+)
 Inv: Operator = elementwise("Inv", lambda m, f: 1 / f, lambda f: -Square(Inv(f)), "1 / f.", domain=POSITIVE)
 Square: Operator = elementwise("Square", lambda m, f: f * f, lambda f: 2 * f, "f * f.")
-Sqrt: Operator = elementwise("Sqrt", lambda m, f: m.sqrt(f), lambda f: Rsqrt(f) / 2, "Square root; derivative 0 at 0.",
-                   domain=POSITIVE)  # fmt: skip
+Sqrt: Operator = elementwise(
+    "Sqrt", lambda m, f: m.sqrt(f), lambda f: Rsqrt(f) / 2, "Square root; derivative 0 at 0.", domain=POSITIVE
+)
 Rsqrt: Operator = elementwise(
-    "Rsqrt", lambda m, f: m.where(m.eq(f, 0), 0, 1 / m.sqrt(f)), lambda f: -(Rsqrt(f) * Square(Rsqrt(f))) / 2,
-    "1 / Sqrt(f), and 0 at 0.", domain=POSITIVE,
-)  # fmt: skip
+    "Rsqrt",
+    lambda m, f: m.where(m.eq(f, 0), 0, 1 / m.sqrt(f)),
+    lambda f: -(Rsqrt(f) * Square(Rsqrt(f))) / 2,
+    "1 / Sqrt(f), and 0 at 0.",
+    domain=POSITIVE,
+)
 
 # Exponentials ---------------------------------------------------------------------------------------------------
 
 Exp: Operator = elementwise("Exp", lambda m, f: m.exp(f), lambda f: Exp(f), "Exponential.")
 Expm1: Operator = elementwise("Expm1", lambda m, f: m.expm1(f), lambda f: Exp(f), "Exp(f) - 1, exact near 0.")
 Log: Operator = elementwise("Log", lambda m, f: m.log(f), lambda f: Inv(f), "Natural logarithm.", domain=POSITIVE)
-Log1p: Operator = elementwise("Log1p", lambda m, f: m.log1p(f), lambda f: Inv(1 + f), "Log(1 + f), exact near 0.",
-                    domain=POSITIVE)  # fmt: skip
-XLogX: Operator = elementwise("XLogX", lambda m, f: m.where(m.eq(f, 0), 0, f * m.log(f)), lambda f: Log(f) + 1,
-                    "f * Log(f), and 0 at 0.", domain=POSITIVE)  # fmt: skip
+Log1p: Operator = elementwise(
+    "Log1p", lambda m, f: m.log1p(f), lambda f: Inv(1 + f), "Log(1 + f), exact near 0.", domain=POSITIVE
+)
+XLogX: Operator = elementwise(
+    "XLogX",
+    lambda m, f: m.where(m.eq(f, 0), 0, f * m.log(f)),
+    lambda f: Log(f) + 1,
+    "f * Log(f), and 0 at 0.",
+    domain=POSITIVE,
+)
 Tanh: Operator = elementwise("Tanh", lambda m, f: m.tanh(f), lambda f: 1 - Square(Tanh(f)), "Hyperbolic tangent.")
-Sigmoid: Operator = elementwise("Sigmoid", lambda m, f: 1 / (1 + m.exp(-f)), lambda f: Sigmoid(f) * Sigmoid(-f),
-                      "1 / (1 + Exp(-f)).")  # fmt: skip
+Sigmoid: Operator = elementwise(
+    "Sigmoid", lambda m, f: 1 / (1 + m.exp(-f)), lambda f: Sigmoid(f) * Sigmoid(-f), "1 / (1 + Exp(-f))."
+)
 Softplus: Operator = elementwise(
-    "Softplus", lambda m, f: m.where(f > 0, f, 0) + m.log1p(m.exp(-m.abs(f))),
-    lambda f: Sigmoid(f), "Log(1 + Exp(f)), without overflow.",
-)  # fmt: skip
-Erf: Operator = elementwise("Erf", lambda m, f: m.erf(f), lambda f: (2 / math.sqrt(math.pi)) * Exp(-Square(f)), "Error function.")
+    "Softplus",
+    lambda m, f: m.where(f > 0, f, 0) + m.log1p(m.exp(-m.abs(f))),
+    lambda f: Sigmoid(f),
+    "Log(1 + Exp(f)), without overflow.",
+)
+Erf: Operator = elementwise(
+    "Erf", lambda m, f: m.erf(f), lambda f: (2 / math.sqrt(math.pi)) * Exp(-Square(f)), "Error function."
+)
 
 # Trigonometry ---------------------------------------------------------------------------------------------------
 
 Sin: Operator = elementwise("Sin", lambda m, f: m.sin(f), lambda f: Cos(f), "Sine.")
 Cos: Operator = elementwise("Cos", lambda m, f: m.cos(f), lambda f: -Sin(f), "Cosine.")
 SinXDivX: Operator = elementwise(
-    "SinXDivX", lambda m, f: m.where(m.eq(f, 0), 1, m.sin(f) / f),
-    lambda f: IfElse(-Abs(f), 0, (Cos(f) - SinXDivX(f)) / f), "Sin(f) / f, and 1 at 0.", domain=POSITIVE,
-)  # fmt: skip
+    "SinXDivX",
+    lambda m, f: m.where(m.eq(f, 0), 1, m.sin(f) / f),
+    lambda f: IfElse(-Abs(f), 0, (Cos(f) - SinXDivX(f)) / f),
+    "Sin(f) / f, and 1 at 0.",
+    domain=POSITIVE,
+)
 Asin: Operator = elementwise("Asin", lambda m, f: m.asin(f), lambda f: Rsqrt(1 - Square(f)), "Arc sine.", domain=INSIDE)
-Acos: Operator = elementwise("Acos", lambda m, f: m.acos(f), lambda f: -Rsqrt(1 - Square(f)), "Arc cosine.", domain=INSIDE)
+Acos: Operator = elementwise(
+    "Acos", lambda m, f: m.acos(f), lambda f: -Rsqrt(1 - Square(f)), "Arc cosine.", domain=INSIDE
+)
 Atan: Operator = elementwise("Atan", lambda m, f: m.atan(f), lambda f: Inv(1 + Square(f)), "Arc tangent.")
 Atan2: Operator = elementwise(
-    "Atan2", lambda m, f, g: m.atan2(f, g),
+    "Atan2",
+    lambda m, f, g: m.atan2(f, g),
     lambda f, g: (g / (Square(f) + Square(g)), -f / (Square(f) + Square(g))),
-    "Angle of the point (g, f): f is the 'y'.", domain=(POSITIVE, (-2.0, 2.0)),
-)  # fmt: skip
+    "Angle of the point (g, f): f is the 'y'.",
+    domain=(POSITIVE, (-2.0, 2.0)),
+)
 
 # Piecewise ------------------------------------------------------------------------------------------------------
 
 Abs: Operator = elementwise("Abs", lambda m, f: m.abs(f), lambda f: Sign(f), "Absolute value; derivative 0 at 0.")
-Sign: Operator = elementwise("Sign", lambda m, f: m.where(f > 0, 1, m.where(f < 0, -1, 0)), lambda f: 0,
-                   "-1, 0 or 1; 0 at 0 and NaN.")  # fmt: skip
+Sign: Operator = elementwise(
+    "Sign", lambda m, f: m.where(f > 0, 1, m.where(f < 0, -1, 0)), lambda f: 0, "-1, 0 or 1; 0 at 0 and NaN."
+)
 Step: Operator = elementwise("Step", lambda m, f: m.where(f < 0, 0, 1), lambda f: 0, "0 if f < 0, else 1 (NaN too).")
-ReLU: Operator = elementwise("ReLU", lambda m, f: m.where(f < 0, 0, f), lambda f: Step(f), "0 if f < 0, else f; derivative 1 at 0.")
+ReLU: Operator = elementwise(
+    "ReLU", lambda m, f: m.where(f < 0, 0, f), lambda f: Step(f), "0 if f < 0, else f; derivative 1 at 0."
+)
 Floor: Operator = elementwise("Floor", lambda m, f: m.floor(f), lambda f: 0, "Greatest integer below.")
 
 
@@ -109,39 +145,56 @@ def _round(m: Any, f: Any, d: int) -> Any:
     return m.round(f) if d == 0 else m.round(f * scale) / scale
 
 
-Round: Operator = elementwise("Round", _round, lambda f, d: 0, "To d decimal places, half away from zero.",
-                    static=("d",), example=(1,))  # fmt: skip
+Round: Operator = elementwise(
+    "Round", _round, lambda f, d: 0, "To d decimal places, half away from zero.", static=("d",), example=(1,)
+)
 Mod: Operator = elementwise(
-    "Mod", lambda m, f, n, d: f - n * m.floor((f - d) / n), lambda f, n, d: (1, -Floor((f - d) / n), 0),
-    "f modulo n, in [d, d + n).", domain=((-2.0, 2.0), POSITIVE, (-2.0, 2.0)),
-)  # fmt: skip
+    "Mod",
+    lambda m, f, n, d: f - n * m.floor((f - d) / n),
+    lambda f, n, d: (1, -Floor((f - d) / n), 0),
+    "f modulo n, in [d, d + n).",
+    domain=((-2.0, 2.0), POSITIVE, (-2.0, 2.0)),
+)
 Clamp: Operator = elementwise(
-    "Clamp", lambda m, f, a, b: m.where(f < a, a, m.where(f > b, b, f)),
+    "Clamp",
+    lambda m, f, a, b: m.where(f < a, a, m.where(f > b, b, f)),
     lambda f, a, b: (LessOrEqual(a, f) * LessOrEqual(f, b), LessThan(f, a), LessOrEqual(a, f) * LessThan(b, f)),
     "a if f < a, else b if f > b, else f; NaN stays.",
-)  # fmt: skip
+)
 ClampInt: Operator = elementwise(
-    "ClampInt", lambda m, f, a, b: m.where(f < a, a, m.where(f > b, b, f)), lambda f, a, b: DiffClampInt(f, a, b),
-    "Clamp between integers.", static=("a", "b"), example=(-1, 1),
-)  # fmt: skip
+    "ClampInt",
+    lambda m, f, a, b: m.where(f < a, a, m.where(f > b, b, f)),
+    lambda f, a, b: DiffClampInt(f, a, b),
+    "Clamp between integers.",
+    static=("a", "b"),
+    example=(-1, 1),
+)
 DiffClampInt: Operator = elementwise(
-    "DiffClampInt", lambda m, f, a, b: m.where((f >= a) & (f <= b), 1, 0), lambda f, a, b: 0,
-    "1 where a <= f <= b, else 0.", static=("a", "b"), example=(-1, 1),
-)  # fmt: skip
+    "DiffClampInt",
+    lambda m, f, a, b: m.where((f >= a) & (f <= b), 1, 0),
+    lambda f, a, b: 0,
+    "1 where a <= f <= b, else 0.",
+    static=("a", "b"),
+    example=(-1, 1),
+)
 IfElse: Operator = elementwise(
-    "IfElse", lambda m, f, a, b: m.where(f >= 0, a, b), lambda f, a, b: (0, IfElse(f, 1, 0), IfElse(f, 0, 1)),
+    "IfElse",
+    lambda m, f, a, b: m.where(f >= 0, a, b),
+    lambda f, a, b: (0, IfElse(f, 1, 0), IfElse(f, 0, 1)),
     "a if f >= 0, else b (NaN too).",
-)  # fmt: skip
+)
 Maximum: Operator = elementwise(
-    "Maximum", lambda m, f, g: m.where((f > g) | m.ne(f, f), f, g),
+    "Maximum",
+    lambda m, f, g: m.where((f > g) | m.ne(f, f), f, g),
     lambda f, g: (LessThan(g, f) + Equal(f, g) / 2, LessThan(f, g) + Equal(f, g) / 2),
     "The larger, NaN if either is; at ties each has half of the derivative.",
-)  # fmt: skip
+)
 Minimum: Operator = elementwise(
-    "Minimum", lambda m, f, g: m.where((f < g) | m.ne(f, f), f, g),
+    "Minimum",
+    lambda m, f, g: m.where((f < g) | m.ne(f, f), f, g),
     lambda f, g: (LessThan(f, g) + Equal(f, g) / 2, LessThan(g, f) + Equal(f, g) / 2),
     "The smaller, NaN if either is; at ties each has half of the derivative.",
-)  # fmt: skip
+)
 
 # Comparisons and logic: 1 for true, 0 for false -------------------------------------------------------------------
 
@@ -156,7 +209,9 @@ LessOrEqual: Operator = _indicator("LessOrEqual", lambda m, f, g: m.where(f <= g
 GreaterThan: Operator = _indicator("GreaterThan", lambda m, f, g: m.where(f > g, 1, 0), "1 where f > g.", ">")
 GreaterOrEqual: Operator = _indicator("GreaterOrEqual", lambda m, f, g: m.where(f >= g, 1, 0), "1 where f >= g.", ">=")
 Equal: Operator = _indicator("Equal", lambda m, f, g: m.where(m.eq(f, g), 1, 0), "1 where f equals g.", "==")
-NotEqual: Operator = _indicator("NotEqual", lambda m, f, g: m.where(m.ne(f, g), 1, 0), "1 where f differs from g.", "!=")
+NotEqual: Operator = _indicator(
+    "NotEqual", lambda m, f, g: m.where(m.ne(f, g), 1, 0), "1 where f differs from g.", "!="
+)
 And: Operator = _indicator("And", lambda m, f, g: m.where(m.ne(f, 0) & m.ne(g, 0), 1, 0), "1 where neither is zero.")
 Or: Operator = _indicator("Or", lambda m, f, g: m.where(m.ne(f, 0) | m.ne(g, 0), 1, 0), "1 where one is not zero.")
 Not: Operator = _indicator("Not", lambda m, f: m.where(m.eq(f, 0), 1, 0), "1 where f is zero.")

@@ -30,12 +30,17 @@ def _sum_vjp(node: Reduction, v: Var, e: Node, out: Node | None) -> Reduction:
 
 
 Sum = reduction(
-    "Sum", formulas=(1, 1), outputs=("value",), float_sum=True, vjp=_sum_vjp, doc="Sum.",
+    "Sum",
+    formulas=(1, 1),
+    outputs=("value",),
+    float_sum=True,
+    vjp=_sum_vjp,
+    doc="Sum.",
     fields=lambda dims, k: (Field("s", dims[0], 0.0),),
     fold=lambda m, acc, f: [m.vector(f.dim, lambda c: acc.s[c] + m.sum_j(f[c]))],
     merge=lambda m, a, b: [m.vector(a.s.dim, lambda c: a.s[c] + b.s[c])],
     finalize=lambda m, acc: [acc.s],
-)  # fmt: skip
+)
 
 
 def _kahan(m: Any, s: Any, c: Any, terms: Any) -> list[Any]:
@@ -48,13 +53,17 @@ def _kahan(m: Any, s: Any, c: Any, terms: Any) -> list[Any]:
 
 
 KahanSum = reduction(
-    "KahanSum", formulas=(1, 1), outputs=("value",), float_sum=True, vjp=_sum_vjp,
-    doc="Sum with Kahan's compensation: what sum_scheme=\"kahan_scheme\" makes of Sum.",
+    "KahanSum",
+    formulas=(1, 1),
+    outputs=("value",),
+    float_sum=True,
+    vjp=_sum_vjp,
+    doc='Sum with Kahan\'s compensation: what sum_scheme="kahan_scheme" makes of Sum.',
     fields=lambda dims, k: (Field("c", dims[0], 0.0), Field("s", dims[0], 0.0)),
     fold=lambda m, acc, f: _kahan(m, acc.s, acc.c, lambda k: m.sum_j(f[k])),
     merge=lambda m, a, b: _kahan(m, a.s, m.vector(a.s.dim, lambda k: a.c[k] + b.c[k]), lambda k: b.s[k]),
     finalize=lambda m, acc: [acc.s],
-)  # fmt: skip
+)
 
 # Sums of exponentials, shifted by the running maximum ---------------------------------------------------------------
 
@@ -120,8 +129,11 @@ def _lse_vjp(node: Reduction, v: Var, e: Node, out: Node | None) -> Reduction:
     if out is None and axis == node.axis and not g and f.dim == 1:
         return Reduction(SumSoftMaxWeight, [f, Grad(f, v, e)], axis)
     if out is None:
-        raise IllTyped(f"the derivative of {node.op.name} by {v.name} needs the result: "
-                       "write Grad_WithSavedForward(R, v, e, out), out being a variable that holds it", 1)  # fmt: skip
+        raise IllTyped(
+            f"the derivative of {node.op.name} by {v.name} needs the result: "
+            "write Grad_WithSavedForward(R, v, e, out), out being a variable that holds it",
+            1,
+        )
     if not g:
         return Reduction(Sum, [Grad(f, v, e * Exp(f - out))], axis)
     scale = e * Exp(f - out)
@@ -146,18 +158,32 @@ _SHIFT_EXP = {
     "merge": _shift_exp_merge,
 }
 Max_SumShiftExp = reduction(
-    "Max_SumShiftExp", formulas=(1, 1), finalize=_concat, size=_pair_size, doc="The pair (m, sum exp(f - m)), m the maximum.", **_SHIFT_EXP
+    "Max_SumShiftExp",
+    formulas=(1, 1),
+    finalize=_concat,
+    size=_pair_size,
+    doc="The pair (m, sum exp(f - m)), m the maximum.",
+    **_SHIFT_EXP,
 )
 Max_SumShiftExpWeight = reduction(
-    "Max_SumShiftExpWeight", formulas=(2, 2), finalize=_concat, size=_pair_size, doc="(m, sum exp(f - m) g).", **_SHIFT_EXP
+    "Max_SumShiftExpWeight",
+    formulas=(2, 2),
+    finalize=_concat,
+    size=_pair_size,
+    doc="(m, sum exp(f - m) g).",
+    **_SHIFT_EXP,
 )
 LogSumExp = reduction(
     "LogSumExp", formulas=(1, 2), finalize=_log, vjp=_lse_vjp, doc="log sum exp(f), or log sum exp(f) g.", **_SHIFT_EXP
 )
 LogSumExpWeight = reduction(
-    "LogSumExpWeight", formulas=(2, 2), finalize=_log, vjp=_lse_vjp,
-    doc="log sum exp(f) g: NaN where the sum is negative, -inf where it is 0.", **_SHIFT_EXP,
-)  # fmt: skip
+    "LogSumExpWeight",
+    formulas=(2, 2),
+    finalize=_log,
+    vjp=_lse_vjp,
+    doc="log sum exp(f) g: NaN where the sum is negative, -inf where it is 0.",
+    **_SHIFT_EXP,
+)
 
 
 def _softmax_fold(m: Any, acc: Any, f: Any, g: Any) -> list[Any]:
@@ -233,13 +259,33 @@ class _Extremum:
 
 
 def _declare_extrema(name: str, extremum: _Extremum, word: str) -> None:
-    values = {"formulas": (1, 1), "fields": extremum.value_fields, "fold": extremum.value_fold, "merge": extremum.value_merge}
-    pairs = {"formulas": (1, 1), "fields": extremum.pair_fields, "fold": extremum.pair_fold, "merge": extremum.pair_merge}
+    values = {
+        "formulas": (1, 1),
+        "fields": extremum.value_fields,
+        "fold": extremum.value_fold,
+        "merge": extremum.value_merge,
+    }
+    pairs = {
+        "formulas": (1, 1),
+        "fields": extremum.pair_fields,
+        "fold": extremum.pair_fold,
+        "merge": extremum.pair_merge,
+    }
     reduction(name, outputs=("value",), finalize=lambda m, acc: [acc.v], doc=f"{word} value.", **values)
-    reduction(f"Arg{name}", outputs=("index",), finalize=lambda m, acc: [extremum.indices(m, acc)],
-              doc=f"Row of the first {word.lower()} value.", **pairs)  # fmt: skip
-    reduction(f"{name}_Arg{name}", outputs=("value", "index"), doc=f"{word} value and its row.",
-              finalize=lambda m, acc: [acc.v, extremum.indices(m, acc)], **pairs)  # fmt: skip
+    reduction(
+        f"Arg{name}",
+        outputs=("index",),
+        finalize=lambda m, acc: [extremum.indices(m, acc)],
+        doc=f"Row of the first {word.lower()} value.",
+        **pairs,
+    )
+    reduction(
+        f"{name}_Arg{name}",
+        outputs=("value", "index"),
+        doc=f"{word} value and its row.",
+        finalize=lambda m, acc: [acc.v, extremum.indices(m, acc)],
+        **pairs,
+    )
 
 
 _declare_extrema("Min", _Extremum(_less, math.inf, "min_j", "argmin_j"), "Smallest")
@@ -283,7 +329,9 @@ class _Best:
         v: list[Any] = [None] * a.v.dim
         i: list[Any] = [None] * a.v.dim
         for c in range(dim):
-            v[c::dim], i[c::dim] = insert(c, [a.v[n] for n in range(c, a.v.dim, dim)], [a.i[n] for n in range(c, a.v.dim, dim)])
+            v[c::dim], i[c::dim] = insert(
+                c, [a.v[n] for n in range(c, a.v.dim, dim)], [a.i[n] for n in range(c, a.v.dim, dim)]
+            )
         return [m.listed(v), m.listed(i)]
 
     def step(self, m: Any, acc: Any, j: Any, f: Any) -> list[Any]:
@@ -295,14 +343,33 @@ class _Best:
 
 def _declare_best(name: str, best: _Best, word: str) -> None:
     shared: dict[str, Any] = {
-        "formulas": (1, 1), "takes_k": True, "fields": best.fields, "step": best.step, "guard": best.guard,
-    }  # fmt: skip
-    reduction(f"K{name}", outputs=("value",), doc=f"The K {word} values, sorted.",
-              finalize=lambda m, acc: [best.values(m, acc)], **shared)  # fmt: skip
-    reduction(f"ArgK{name}", outputs=("index",), doc=f"Rows of the K {word} values.",
-              finalize=lambda m, acc: [acc.i], **shared)  # fmt: skip
-    reduction(f"K{name}_ArgK{name}", outputs=("value", "index"), doc=f"The K {word} values and their rows.",
-              finalize=lambda m, acc: [best.values(m, acc), acc.i], **shared)  # fmt: skip
+        "formulas": (1, 1),
+        "takes_k": True,
+        "fields": best.fields,
+        "step": best.step,
+        "guard": best.guard,
+    }
+    reduction(
+        f"K{name}",
+        outputs=("value",),
+        doc=f"The K {word} values, sorted.",
+        finalize=lambda m, acc: [best.values(m, acc)],
+        **shared,
+    )
+    reduction(
+        f"ArgK{name}",
+        outputs=("index",),
+        doc=f"Rows of the K {word} values.",
+        finalize=lambda m, acc: [acc.i],
+        **shared,
+    )
+    reduction(
+        f"K{name}_ArgK{name}",
+        outputs=("value", "index"),
+        doc=f"The K {word} values and their rows.",
+        finalize=lambda m, acc: [best.values(m, acc), acc.i],
+        **shared,
+    )
 
 
 _declare_best("Min", _Best(lambda a, b: a >= b, math.inf), "smallest")

@@ -16,9 +16,12 @@ from tritonkeops.operators.elementwise import Rsqrt, Sqrt, Square
 # Sums and copies --------------------------------------------------------------------------------------------------
 
 Sum: Operator = componentwise(
-    "Sum", dim=lambda f: 1, at=lambda m, k, f: m.sum(f.dim, lambda c: f[c]), vjp=lambda e, f: [SumT(e, f.dim)],
+    "Sum",
+    dim=lambda f: 1,
+    at=lambda m, k, f: m.sum(f.dim, lambda c: f[c]),
+    vjp=lambda e, f: [SumT(e, f.dim)],
     doc="Sum of the components of f.",
-)  # fmt: skip
+)
 
 
 def _sumt_dim(f: Node, n: int) -> int:
@@ -33,9 +36,15 @@ def _expect(condition: bool, message: str, operand: int = 0) -> None:
 
 
 SumT: Operator = componentwise(
-    "SumT", dim=_sumt_dim, at=lambda m, k, f, n: f[0], vjp=lambda e, f, n: [Sum(e)],
-    doc="n copies of the scalar f.", static=("n",), example=(3,), example_dims=(1,),
-)  # fmt: skip
+    "SumT",
+    dim=_sumt_dim,
+    at=lambda m, k, f, n: f[0],
+    vjp=lambda e, f, n: [Sum(e)],
+    doc="n copies of the scalar f.",
+    static=("n",),
+    example=(3,),
+    example_dims=(1,),
+)
 
 
 # Constants: evaluated where they are written, so they are nodes of their own and not operators' results -----------
@@ -70,9 +79,15 @@ def _elem_dim(f: Node, m: int) -> int:
 
 
 Elem: Operator = componentwise(
-    "Elem", dim=_elem_dim, at=lambda math, k, f, m: f[m], vjp=lambda e, f, m: [ElemT(e, f.dim, m)],
-    doc="Component m of f, from 0.", static=("m",), example=(1,), example_dims=(3,),
-)  # fmt: skip
+    "Elem",
+    dim=_elem_dim,
+    at=lambda math, k, f, m: f[m],
+    vjp=lambda e, f, m: [ElemT(e, f.dim, m)],
+    doc="Component m of f, from 0.",
+    static=("m",),
+    example=(1,),
+    example_dims=(3,),
+)
 
 
 def _elemt_dim(f: Node, n: int, m: int) -> int:
@@ -82,46 +97,67 @@ def _elemt_dim(f: Node, n: int, m: int) -> int:
 
 
 ElemT: Operator = componentwise(
-    "ElemT", dim=_elemt_dim,
+    "ElemT",
+    dim=_elemt_dim,
     at=lambda math, k, f, n, m: math.piecewise(k, (m, lambda c: 0), (m + 1, lambda c: f[0]), (n, lambda c: 0)),
     vjp=lambda e, f, n, m: [Elem(e, m)],
-    doc="The scalar f at position m of a vector of n zeros.", static=("n", "m"), example=(4, 1), example_dims=(1,),
-)  # fmt: skip
+    doc="The scalar f at position m of a vector of n zeros.",
+    static=("n", "m"),
+    example=(4, 1),
+    example_dims=(1,),
+)
 
 
 def _extract_dim(f: Node, start: int, d: int) -> int:
-    _expect(0 <= start and d >= 1 and start + d <= f.dim,
-            f"Extract(f, start, d): components {start} to {start + d - 1}, expected some of the {f.dim} of f", 1)  # fmt: skip
+    _expect(
+        start >= 0 and d >= 1 and start + d <= f.dim,
+        f"Extract(f, start, d): components {start} to {start + d - 1}, expected some of the {f.dim} of f",
+        1,
+    )
     return d
 
 
 Extract: Operator = componentwise(
-    "Extract", dim=_extract_dim, at=lambda m, k, f, start, d: f[k + start],
+    "Extract",
+    dim=_extract_dim,
+    at=lambda m, k, f, start, d: f[k + start],
     vjp=lambda e, f, start, d: [ExtractT(e, start, f.dim)],
-    doc="d components of f from position start.", static=("start", "d"), example=(1, 2), example_dims=(4,),
-)  # fmt: skip
+    doc="d components of f from position start.",
+    static=("start", "d"),
+    example=(1, 2),
+    example_dims=(4,),
+)
 
 
 def _extractt_dim(f: Node, start: int, n: int) -> int:
-    _expect(0 <= start and start + f.dim <= n,
-            f"ExtractT(f, start, n): components {start} to {start + f.dim - 1}, expected some of n = {n}", 1)  # fmt: skip
+    _expect(
+        start >= 0 and start + f.dim <= n,
+        f"ExtractT(f, start, n): components {start} to {start + f.dim - 1}, expected some of n = {n}",
+        1,
+    )
     return n
 
 
 ExtractT: Operator = componentwise(
-    "ExtractT", dim=_extractt_dim,
+    "ExtractT",
+    dim=_extractt_dim,
     at=lambda m, k, f, start, n: m.piecewise(
         k, (start, lambda c: 0), (start + f.dim, lambda c: f[c - start]), (n, lambda c: 0)
     ),
     vjp=lambda e, f, start, n: [Extract(e, start, f.dim)],
-    doc="f at position start of a vector of n zeros.", static=("start", "n"), example=(1, 5), example_dims=(2,),
-)  # fmt: skip
+    doc="f at position start of a vector of n zeros.",
+    static=("start", "n"),
+    example=(1, 5),
+    example_dims=(2,),
+)
 Concat: Operator = componentwise(
-    "Concat", dim=lambda f, g: f.dim + g.dim,
+    "Concat",
+    dim=lambda f, g: f.dim + g.dim,
     at=lambda m, k, f, g: m.piecewise(k, (f.dim, lambda c: f[c]), (f.dim + g.dim, lambda c: g[c - f.dim])),
     vjp=lambda e, f, g: [Extract(e, 0, f.dim), Extract(e, f.dim, g.dim)],
-    doc="The components of f, then those of g.", example_dims=(2, 3),
-)  # fmt: skip
+    doc="The components of f, then those of g.",
+    example_dims=(2, 3),
+)
 
 
 def _onehot_dim(f: Node, n: int) -> int:
@@ -130,11 +166,15 @@ def _onehot_dim(f: Node, n: int) -> int:
 
 
 OneHot: Operator = componentwise(
-    "OneHot", dim=_onehot_dim,
-    at=lambda m, k, f, n: m.where(m.eq(m.floor(f[0] + 0.5), m.number(k)), 1, 0), vjp=lambda e, f, n: [0],
+    "OneHot",
+    dim=_onehot_dim,
+    at=lambda m, k, f, n: m.where(m.eq(m.floor(f[0] + 0.5), m.number(k)), 1, 0),
+    vjp=lambda e, f, n: [0],
     doc="1 at the position nearest to f among n, else 0; all 0 where f is outside.",
-    static=("n",), example=(3,), example_dims=(1,),
-)  # fmt: skip
+    static=("n",),
+    example=(3,),
+    example_dims=(1,),
+)
 
 
 # Extrema over components ------------------------------------------------------------------------------------------
@@ -157,43 +197,78 @@ def _less(a: Any, b: Any) -> Any:
     return a < b
 
 
-Max: Operator = componentwise("Max", dim=lambda f: 1, at=lambda m, k, f: _extremum(m, f, _greater)[0],
-                    vjp=lambda e, f: [e * OneHot(ArgMax(f), f.dim)], doc="Largest component.")  # fmt: skip
-Min: Operator = componentwise("Min", dim=lambda f: 1, at=lambda m, k, f: _extremum(m, f, _less)[0],
-                    vjp=lambda e, f: [e * OneHot(ArgMin(f), f.dim)], doc="Smallest component.")  # fmt: skip
-ArgMax: Operator = componentwise("ArgMax", dim=lambda f: 1, at=lambda m, k, f: _extremum(m, f, _greater)[1],
-                       vjp=lambda e, f: [zero_like(f)], doc="Position of the first largest component.")  # fmt: skip
-ArgMin: Operator = componentwise("ArgMin", dim=lambda f: 1, at=lambda m, k, f: _extremum(m, f, _less)[1],
-                       vjp=lambda e, f: [zero_like(f)], doc="Position of the first smallest component.")  # fmt: skip
+Max: Operator = componentwise(
+    "Max",
+    dim=lambda f: 1,
+    at=lambda m, k, f: _extremum(m, f, _greater)[0],
+    vjp=lambda e, f: [e * OneHot(ArgMax(f), f.dim)],
+    doc="Largest component.",
+)
+Min: Operator = componentwise(
+    "Min",
+    dim=lambda f: 1,
+    at=lambda m, k, f: _extremum(m, f, _less)[0],
+    vjp=lambda e, f: [e * OneHot(ArgMin(f), f.dim)],
+    doc="Smallest component.",
+)
+ArgMax: Operator = componentwise(
+    "ArgMax",
+    dim=lambda f: 1,
+    at=lambda m, k, f: _extremum(m, f, _greater)[1],
+    vjp=lambda e, f: [zero_like(f)],
+    doc="Position of the first largest component.",
+)
+ArgMin: Operator = componentwise(
+    "ArgMin",
+    dim=lambda f: 1,
+    at=lambda m, k, f: _extremum(m, f, _less)[1],
+    vjp=lambda e, f: [zero_like(f)],
+    doc="Position of the first smallest component.",
+)
 
 # Products ---------------------------------------------------------------------------------------------------------
 
 
 def _matvec_dim(A: Node, b: Node) -> int:
-    _expect(A.dim % b.dim == 0, f"MatVecMult(A, b): A = {A!r} has dim {A.dim}, expected a multiple of {b.dim}, the dim of b")
+    _expect(
+        A.dim % b.dim == 0, f"MatVecMult(A, b): A = {A!r} has dim {A.dim}, expected a multiple of {b.dim}, the dim of b"
+    )
     return A.dim // b.dim
 
 
 def _vecmat_dim(b: Node, A: Node) -> int:
-    _expect(A.dim % b.dim == 0, f"VecMatMult(b, A): A = {A!r} has dim {A.dim}, expected a multiple of {b.dim}, the dim of b", 1)
+    _expect(
+        A.dim % b.dim == 0,
+        f"VecMatMult(b, A): A = {A!r} has dim {A.dim}, expected a multiple of {b.dim}, the dim of b",
+        1,
+    )
     return A.dim // b.dim
 
 
 MatVecMult: Operator = componentwise(
-    "MatVecMult", dim=_matvec_dim, at=lambda m, k, A, b: m.sum(b.dim, lambda c: A[k * b.dim + c] * b[c]),
+    "MatVecMult",
+    dim=_matvec_dim,
+    at=lambda m, k, A, b: m.sum(b.dim, lambda c: A[k * b.dim + c] * b[c]),
     vjp=lambda e, A, b: [TensorProd(e, b), VecMatMult(e, A)],
-    doc="Matrix A (n x p, row-major) times vector b (p): n components.", example_dims=(6, 3),
-)  # fmt: skip
+    doc="Matrix A (n x p, row-major) times vector b (p): n components.",
+    example_dims=(6, 3),
+)
 VecMatMult: Operator = componentwise(
-    "VecMatMult", dim=_vecmat_dim, at=lambda m, k, b, A: m.sum(b.dim, lambda c: b[c] * A[c * (A.dim // b.dim) + k]),
+    "VecMatMult",
+    dim=_vecmat_dim,
+    at=lambda m, k, b, A: m.sum(b.dim, lambda c: b[c] * A[c * (A.dim // b.dim) + k]),
     vjp=lambda e, b, A: [MatVecMult(A, e), TensorProd(b, e)],
-    doc="Vector b (n) times matrix A (n x p, row-major): p components.", example_dims=(2, 6),
-)  # fmt: skip
+    doc="Vector b (n) times matrix A (n x p, row-major): p components.",
+    example_dims=(2, 6),
+)
 TensorProd: Operator = componentwise(
-    "TensorProd", dim=lambda f, g: f.dim * g.dim, at=lambda m, k, f, g: f[k // g.dim] * g[k % g.dim],
+    "TensorProd",
+    dim=lambda f, g: f.dim * g.dim,
+    at=lambda m, k, f, g: f[k // g.dim] * g[k % g.dim],
     vjp=lambda e, f, g: [MatVecMult(e, g), VecMatMult(f, e)],
-    doc="Outer product, row-major: component k * dim(g) + l is f_k g_l.", example_dims=(2, 3),
-)  # fmt: skip
+    doc="Outer product, row-major: component k * dim(g) + l is f_k g_l.",
+    example_dims=(2, 3),
+)
 Scalprod: Operator = derived("Scalprod", lambda f, g: Sum(f * g), "Scalar product of f and g.", symbol="|")
 
 # Norms ------------------------------------------------------------------------------------------------------------
@@ -205,7 +280,10 @@ SqDist: Operator = derived("SqDist", lambda f, g: SqNorm2(f - g), "Squared Eucli
 
 
 def _square_matrix(S: Node, f: Node) -> Node:
-    _expect(S.dim == f.dim**2, f"SymSqNorm(S, f): S = {S!r} has dim {S.dim}, expected {f.dim**2}, the square of the dim of f")
+    _expect(
+        S.dim == f.dim**2,
+        f"SymSqNorm(S, f): S = {S!r} has dim {S.dim}, expected {f.dim**2}, the square of the dim of f",
+    )
     return Scalprod(MatVecMult(S, f), f)
 
 
@@ -213,18 +291,27 @@ def _weighted(s: Node, f: Node) -> Node:
     norms = {1: SqNormIso, f.dim: SqNormDiag, f.dim**2: SymSqNorm}
     form = SqNormIso if s.dim == 1 else norms.get(s.dim)
     if form is None:
-        raise IllTyped(f"WeightedSqNorm(s, f): s = {s!r} has dim {s.dim}, expected 1, {f.dim} or {f.dim**2} "
-                       f"for f of dim {f.dim}", 0)  # fmt: skip
+        raise IllTyped(
+            f"WeightedSqNorm(s, f): s = {s!r} has dim {s.dim}, expected 1, {f.dim} or {f.dim**2} for f of dim {f.dim}",
+            0,
+        )
     return form(s, f)
 
 
-SqNormIso: Operator = derived("SqNormIso", lambda s, f: s * SqNorm2(f), "s times the squared norm of f.", example_dims=(1, 3))
+SqNormIso: Operator = derived(
+    "SqNormIso", lambda s, f: s * SqNorm2(f), "s times the squared norm of f.", example_dims=(1, 3)
+)
 SqNormDiag: Operator = derived("SqNormDiag", lambda s, f: Sum(s * Square(f)), "Sum of s_k f_k^2.")
 SymSqNorm: Operator = derived("SymSqNorm", _square_matrix, "Sum of S[k, l] f_k f_l, S row-major.", example_dims=(9, 3))
 WeightedSqNorm: Operator = derived(
-    "WeightedSqNorm", _weighted, "SqNormIso, SqNormDiag or SymSqNorm, by the dim of s: 1, D or D x D.", example_dims=(3, 3)
+    "WeightedSqNorm",
+    _weighted,
+    "SqNormIso, SqNormDiag or SymSqNorm, by the dim of s: 1, D or D x D.",
+    example_dims=(3, 3),
 )
-WeightedSqDist: Operator = derived("WeightedSqDist", lambda s, f, g: WeightedSqNorm(s, f - g), "WeightedSqNorm(s, f - g).")
+WeightedSqDist: Operator = derived(
+    "WeightedSqDist", lambda s, f, g: WeightedSqNorm(s, f - g), "WeightedSqNorm(s, f - g)."
+)
 
 # Differentiation: words that the pass `differentiate` replaces ------------------------------------------------------
 
@@ -239,12 +326,20 @@ def _unexpanded(*args: Any) -> Any:
     raise AssertionError("Grad is replaced before anything is evaluated or lowered")
 
 
-Grad: Operator = componentwise("Grad", dim=_grad_dim, at=lambda m, k, F, v, e: _unexpanded(), vjp=_unexpanded,
-                     doc="Adjoint of the derivative of F by the variable v, applied to e.")  # fmt: skip
+Grad: Operator = componentwise(
+    "Grad",
+    dim=_grad_dim,
+    at=lambda m, k, F, v, e: _unexpanded(),
+    vjp=_unexpanded,
+    doc="Adjoint of the derivative of F by the variable v, applied to e.",
+)
 Grad_WithSavedForward: Operator = componentwise(
-    "Grad_WithSavedForward", dim=lambda R, v, e, out: _grad_dim(R, v, e), at=lambda m, k, R, v, e, out: _unexpanded(),
-    vjp=_unexpanded, doc="Grad of a reduction R whose result `out` is given.",
-)  # fmt: skip
+    "Grad_WithSavedForward",
+    dim=lambda R, v, e, out: _grad_dim(R, v, e),
+    at=lambda m, k, R, v, e, out: _unexpanded(),
+    vjp=_unexpanded,
+    doc="Grad of a reduction R whose result `out` is given.",
+)
 
 
 def _grad_matrix(F: Node, v: Node) -> Node:
@@ -255,7 +350,9 @@ def _grad_matrix(F: Node, v: Node) -> Node:
     return matrix
 
 
-GradMatrix: Operator = derived("GradMatrix", _grad_matrix, "Jacobian, row-major: component k * dim(v) + l is dF_k / dv_l.")
+GradMatrix: Operator = derived(
+    "GradMatrix", _grad_matrix, "Jacobian, row-major: component k * dim(v) + l is dF_k / dv_l."
+)
 
 STRUCTURAL = (Grad, Grad_WithSavedForward, GradMatrix)
 

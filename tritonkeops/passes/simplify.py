@@ -118,7 +118,7 @@ def _simplify_node(node: Node) -> Node:
     if node.op is words["Mult"]:
         node = _normal_product(node)
     if isinstance(node, Apply):
-        for rule, pattern, result in _compiled(strict()).get(node.op, ()):
+        for pattern, result in _compiled(strict()).get(node.op, ()):
             replaced = apply_rule(pattern, result, node)
             if replaced is not None and replaced is not node:
                 return replaced
@@ -129,12 +129,12 @@ def _simplify_node(node: Node) -> Node:
 
 
 @functools.cache
-def _compiled(finite_off: bool) -> dict[Operator, list[tuple[Rule, ast.Expr, ast.Expr]]]:
-    table: dict[Operator, list[tuple[Rule, ast.Expr, ast.Expr]]] = {}
+def _compiled(finite_off: bool) -> dict[Operator, list[tuple[ast.Expr, ast.Expr]]]:
+    table: dict[Operator, list[tuple[ast.Expr, ast.Expr]]] = {}
     for rule in RULES:
         if not (finite_off and rule.finite):
             pattern, result = parse_formula(rule.pattern, "pattern"), parse_formula(rule.result, "result")
-            table.setdefault(_operator(pattern), []).append((rule, pattern, result))
+            table.setdefault(_operator(pattern), []).append((pattern, result))
     return table
 
 
@@ -176,7 +176,9 @@ def _match_static(pattern: ast.Expr, value: Static, binding: Binding) -> bool:
 
 
 def _admits(name: str, node: Node) -> bool:
-    return {"s": node.dim == 1, "t": node.dim == 1, "c": isinstance(node, Const), "d": isinstance(node, Const)}.get(name, True)
+    return {"s": node.dim == 1, "t": node.dim == 1, "c": isinstance(node, Const), "d": isinstance(node, Const)}.get(
+        name, True
+    )
 
 
 def _bind(name: str, value: Node | Static, binding: Binding) -> bool:
@@ -204,7 +206,7 @@ def build(expr: ast.Expr, binding: Binding) -> Node:
     parts = expr.args  # type: ignore[union-attr]
     n = len(op.operands)
     static = [binding[p.name] if isinstance(p, ast.Name) else int(_number(p) or 0) for p in parts[n:]]
-    return op(*(build(part, binding) for part in parts[:n]), *static)  # type: ignore[arg-type]
+    return op(*(build(part, binding) for part in parts[:n]), *static)
 
 
 # Products -------------------------------------------------------------------------------------------------------------

@@ -18,8 +18,16 @@ from tritonkeops.formula.ir import Var
 from tritonkeops.runtime import tuning
 
 _BACKENDS = (
-    "auto", "CPU", "GPU", "GPU_1D", "GPU_2D", "GPU_1D_device", "GPU_1D_host", "GPU_2D_device", "GPU_2D_host",
-)  # fmt: skip
+    "auto",
+    "CPU",
+    "GPU",
+    "GPU_1D",
+    "GPU_2D",
+    "GPU_1D_device",
+    "GPU_1D_host",
+    "GPU_2D_device",
+    "GPU_2D_host",
+)
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 _MOST_PLANS = 256
 _FEW_ROWS = 16
@@ -109,7 +117,11 @@ class Caller:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
             self._plans[key] = plan
-        outputs = [torch.empty(shape, dtype=dtype) for shape, dtype in plan.outputs] if out is None else self._given(plan, out)
+        outputs = (
+            [torch.empty(shape, dtype=dtype) for shape, dtype in plan.outputs]
+            if out is None
+            else self._given(plan, out)
+        )
         if plan.copies or any(plan.reshape):
             args = [x if shape is None else x.reshape(shape) for x, shape in zip(args, plan.reshape, strict=True)]
             args = [x.contiguous() if n in plan.copies else x for n, x in enumerate(args)]
@@ -123,9 +135,11 @@ class Caller:
         for tensor, (_, dtype) in zip(given, plan.outputs, strict=True):
             found = (tuple(tensor.shape), tensor.dtype, tensor.device.type, tensor.is_contiguous())
             if found != (plan.public, dtype, "cpu", True):
-                raise ValueError(f"out: expected a contiguous {dtype} tensor of shape {plan.public} on the CPU, got "
-                                 f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
-                                 f"{'' if tensor.is_contiguous() else ', not contiguous'}")  # fmt: skip
+                raise ValueError(
+                    f"out: expected a contiguous {dtype} tensor of shape {plan.public} on the CPU, got "
+                    f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+                    f"{'' if tensor.is_contiguous() else ', not contiguous'}"
+                )
         return given
 
     def _plan(self, args: Sequence[Tensor]) -> Plan:
@@ -171,9 +185,14 @@ def _check_tensors(variables: Sequence[Var], args: Sequence[Tensor]) -> None:
         if arg.dtype not in _DTYPES:
             raise TypeError(f"{describe(var)}: expected float32 or float64, got {arg.dtype}")
         if arg.dtype != args[0].dtype:
-            raise TypeError(f"{describe(var)} is {arg.dtype} and {describe(variables[0])} is {args[0].dtype}: expected one dtype")
+            raise TypeError(
+                f"{describe(var)} is {arg.dtype} and {describe(variables[0])} is {args[0].dtype}: expected one dtype"
+            )
         if arg.device != args[0].device:
-            raise ValueError(f"{describe(var)} is on {arg.device} and {describe(variables[0])} on {args[0].device}: expected one device")
+            raise ValueError(
+                f"{describe(var)} is on {arg.device} and {describe(variables[0])} on {args[0].device}: "
+                "expected one device"
+            )
         if arg.device.type != "cpu":
             raise NotImplementedError(f"{describe(var)} is on {arg.device}: only CPU tensors are served yet")
         least = 2 if var.axes else 0
@@ -202,14 +221,18 @@ def lay_out(variables: Sequence[Var], args: Sequence[Tensor], axis: int) -> Layo
         for letter in var.axes:
             known, owner = lengths.setdefault(letter, (arg.shape[-2], var))
             if known != arg.shape[-2]:
-                raise ValueError(f"{describe(owner)} has {known} rows and {describe(var)} has {arg.shape[-2]}: "
-                                 f"variables indexed by {letter} have one length")  # fmt: skip
+                raise ValueError(
+                    f"{describe(owner)} has {known} rows and {describe(var)} has {arg.shape[-2]}: "
+                    f"variables indexed by {letter} have one length"
+                )
         own = arg.shape[: -2 if var.axes else -1]
         batch = [1] * (len(own) - len(batch)) + batch
         for n in range(1, len(own) + 1):
             if own[-n] != 1 and batch[-n] not in (1, own[-n]):
-                raise ValueError(f"{describe(var)} has batch dimensions {tuple(own)}, {describe(owners[n])} has "
-                                 f"{batch[-n]} in dimension -{n} of its own: they do not broadcast")  # fmt: skip
+                raise ValueError(
+                    f"{describe(var)} has batch dimensions {tuple(own)}, {describe(owners[n])} has "
+                    f"{batch[-n]} in dimension -{n} of its own: they do not broadcast"
+                )
             if own[-n] != 1:
                 batch[-n], owners[n] = own[-n], var
     rows, cols = (lengths.get(letter, (1, None))[0] for letter in ("ij" if axis == 1 else "ji"))

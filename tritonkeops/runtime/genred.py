@@ -54,7 +54,9 @@ class GenredBase:
         del enable_chunks, rec_multVar_highdim, use_fast_math
         for name, value in (("dtype", dtype), ("cuda_type", cuda_type)):
             if value is not None:
-                warnings.warn(f"{name} is deprecated and ignored: the arguments' dtype counts", UserWarning, stacklevel=3)
+                warnings.warn(
+                    f"{name} is deprecated and ignored: the arguments' dtype counts", UserWarning, stacklevel=3
+                )
         if opt_arg is not None and not isinstance(opt_arg, int):
             raise TypeError(f"opt_arg: expected an integer K, got {opt_arg!r}")
         self.formula, self.aliases = formula, tuple(aliases)

@@ -38,7 +38,9 @@ def launch(program: Program, target: Target, args: Sequence[Tensor], layout: Lay
 
 def _tuned(program: Program, target: Target, args: Sequence[Tensor], layout: Layout) -> Schedule:
     sizes = [math.ceil(math.log2(max(1, n))) for n in (math.prod(layout.batch), layout.rows, layout.cols)]
-    key = cache.digest("schedule", show(program.reduction), repr(target), identity(), repr((sizes, torch.get_num_threads())))
+    key = cache.digest(
+        "schedule", show(program.reduction), repr(target), identity(), repr((sizes, torch.get_num_threads()))
+    )
     known = cache.find(key)
     if known is not None:
         return Schedule(**json.loads(known.read_text()))
@@ -46,7 +48,9 @@ def _tuned(program: Program, target: Target, args: Sequence[Tensor], layout: Lay
     times = {schedule: _time(program, target, schedule, args, layout) for schedule in candidates(first)}
     best = min(times, key=times.__getitem__)
     for schedule, seconds in times.items():
-        log.info("%s: %.3f ms on schedule %s%s", program.reduction, 1e3 * seconds, schedule, " *" if schedule is best else "")
+        log.info(
+            "%s: %.3f ms on schedule %s%s", program.reduction, 1e3 * seconds, schedule, " *" if schedule is best else ""
+        )
     cache.keep(key, json.dumps(asdict(best)).encode(), ".txt", f"schedule of {program.reduction}")
     return best
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 from tritonkeops.formula.ir import Field
 from tritonkeops.tile.schedule import Schedule
@@ -82,8 +82,8 @@ class Affine(Symbolic):
         return f"({self.left} {self.symbol} {self.right})"
 
 
-Position = Union[int, Symbolic]
-Axis = Union[str, Index]
+Position: TypeAlias = int | Symbolic
+Axis: TypeAlias = str | Index
 
 
 def indices_of(position: Position) -> frozenset[Index]:
@@ -216,7 +216,7 @@ def _in_bounds(position: Position, size: int, chosen: frozenset[Index]) -> bool:
 
 def show(program: TileProgram) -> str:
     """MLIR-like text: inputs, accumulators, then what the prologue, the j loop, merge and epilogue compute."""
-    lines = [f"tile.program \"{program.title}\" {{", f"  schedule {program.schedule}"]
+    lines = [f'tile.program "{program.title}" {{', f"  schedule {program.schedule}"]
     lines += [f"  input %{x.name} : {x.dim} {{{x.axis}}}" for x in program.inputs]
     lines += [f"  accumulator {f.name} : {f.size} {INDEX if f.index else FLOAT} = {f.identity}" for f in program.fields]
     names: dict[Value, str] = {}

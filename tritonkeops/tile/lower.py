@@ -101,8 +101,22 @@ class Vector:
 
 
 _UNARY = (
-    "exp", "log", "log1p", "expm1", "sin", "cos", "asin", "acos", "atan", "tanh", "erf", "sqrt", "abs", "floor", "round",
-)  # fmt: skip
+    "exp",
+    "log",
+    "log1p",
+    "expm1",
+    "sin",
+    "cos",
+    "asin",
+    "acos",
+    "atan",
+    "tanh",
+    "erf",
+    "sqrt",
+    "abs",
+    "floor",
+    "round",
+)
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 _LOGIC = ("and", "or", "not")
 
@@ -239,16 +253,24 @@ def lower(
     )
     names, loops = [each.name for each in fields], node.op.fold is not None
     program = TileProgram(
-        title or spell(node), schedule, inputs, fields, outputs, guard,
+        title or spell(node),
+        schedule,
+        inputs,
+        fields,
+        outputs,
+        guard,
         update=_stores(m, names, update, loops),
-        merge=_stores(m, names, merge, loops), merge_over=merge_over,
+        merge=_stores(m, names, merge, loops),
+        merge_over=merge_over,
         finish=_stores(m, [output.name for output in outputs], results, loops=True),
-    )  # fmt: skip
+    )
     verify(program)
     return program
 
 
-def _update(m: TileMath, node: Reduction, acc: SimpleNamespace, vectors: list[Vector]) -> tuple[Sequence[Vector], Value | None]:
+def _update(
+    m: TileMath, node: Reduction, acc: SimpleNamespace, vectors: list[Vector]
+) -> tuple[Sequence[Vector], Value | None]:
     if node.op.fold:
         return node.op.fold(m, acc, *vectors), None
     assert node.op.step is not None and node.op.guard is not None
@@ -291,7 +313,9 @@ def _lower_node(m: TileMath, node: Node, done: dict[Node, Vector], inputs: dict[
     op, static, args = node.op, node.static, [done[arg] for arg in node.args]
     if op.scalar:
         scalar = op.scalar
-        return Vector(node.dim, lambda k: m._coerce(scalar(m, *(x[0 if x.dim == 1 else k] for x in args), *static), FLOAT))
+        return Vector(
+            node.dim, lambda k: m._coerce(scalar(m, *(x[0 if x.dim == 1 else k] for x in args), *static), FLOAT)
+        )
     assert op.at is not None, f"{op.name} is expanded before lowering"
     at = op.at
     return Vector(node.dim, lambda k: at(m, k, *args, *static))

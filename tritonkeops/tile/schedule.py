@@ -15,9 +15,9 @@ class Schedule:
     """The C back end's choices.
 
     `form` is "simt" (components unrolled, everything in one loop over lanes), "dot" (large dims: loops over components
-    with a register block of `width` lanes x `unroll` j) or "guarded" (insertion behind a test, `width` lanes at a time).
-    `lanes` rows i share a tile, `unroll` rows j are folded together, `block_j` of them go to one partial accumulator
-    (0: all), vectors longer than `unroll_dims` are looped over, indices have `index_bits` bits.
+    with a register block of `width` lanes x `unroll` j) or "guarded" (insertion behind a test, `width` lanes at a
+    time). `lanes` rows i share a tile, `unroll` rows j are folded together, `block_j` of them go to one partial
+    accumulator (0: all), vectors longer than `unroll_dims` are looped over, indices have `index_bits` bits.
     """
 
     form: str

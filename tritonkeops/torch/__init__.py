@@ -33,8 +33,8 @@ class Genred(GenredBase):
             out: contiguous tensor (or a pair for the Min_ArgMin family) that receives the result.
 
         Returns:
-            (..., M, dim) for axis=1 and (..., N, dim) for axis=0; (..., M, K) or (..., M, K, dim) for K-reductions; int64
-            indices; the pair (values, indices) for the Min_ArgMin family.
+            (..., M, dim) for axis=1 and (..., N, dim) for axis=0; (..., M, K) or (..., M, K, dim) for K-reductions;
+            int64 indices; the pair (values, indices) for the Min_ArgMin family.
 
         Raises:
             ValueError, TypeError: arguments that do not fit the formula, named. NotImplementedError: see above.

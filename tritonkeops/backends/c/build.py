@@ -51,7 +51,9 @@ def identity() -> str:
 def _identity(command: tuple[str, ...]) -> str:
     if not command:
         return ""
-    version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout.partition("\n")[0]
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout.partition(
+        "\n"
+    )[0]
     return f"{version} {platform.machine()} {_cpu()}"
 
 
@@ -69,8 +71,8 @@ def flags() -> list[str]:
     native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
     width = ["-mprefer-vector-width=512"] if vector_bytes() == 64 else []
     return [
-        "-O3", native, *width, "-std=gnu11", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared",
-        f"-I{_HERE}",
+        "-O3", native, *width, "-std=gnu11", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math",
+        "-fPIC", "-shared", f"-I{_HERE}",
     ]  # fmt: skip
 
 
@@ -112,7 +114,7 @@ def _compile(command: list[str], source: str, key: str, title: str) -> Path:
 class _Call(ctypes.Structure):
     """The struct Call of kernel.h."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("data", ctypes.c_void_p), ("stride", ctypes.c_void_p), ("offset", ctypes.c_void_p), ("batch", ctypes.c_int64),
         ("rows", ctypes.c_int64), ("cols", ctypes.c_int64), ("splits", ctypes.c_int64), ("value", ctypes.c_void_p),
         ("index", ctypes.c_void_p),

@@ -31,12 +31,20 @@ _INFIX = {
     "add": ("+", 5), "sub": ("-", 5), "mul": ("*", 6), "div": ("/", 6), "lt": ("<", 3), "le": ("<=", 3), "gt": (">", 3),
     "ge": (">=", 3), "eq": ("==", 3), "ne": ("!=", 3), "and": ("&", 1), "or": ("|", 1),
 }  # fmt: skip
-_PRECEDENCE = {op: level for op, (_, level) in _INFIX.items()} | {"neg": 7, "not": 7, "number": 7, "piecewise": 0, "where": 0}
+_PRECEDENCE = {op: level for op, (_, level) in _INFIX.items()} | {
+    "neg": 7,
+    "not": 7,
+    "number": 7,
+    "piecewise": 0,
+    "where": 0,
+}
 _ATOM = 9
-_RESERVED = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if inline int long register "
-    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while asm typeof".split()
-)
+_RESERVED = frozenset({
+    "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum",
+    "extern", "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return",
+    "short", "signed", "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void",
+    "volatile", "while", "asm", "typeof",
+})  # fmt: skip
 _INLINE = 48  # expressions used once and no longer than this are written where they are used
 
 
@@ -67,7 +75,14 @@ class _Emitter:
         p, s = self.program, self.schedule
         axes = {"i": "row i", "j": "row j", "": "parameter"}
         described = [f" *   {self.names[x.position]}: {axes[x.axis]}, {x.dim} components" for x in p.inputs]
-        lines = ["/* " + p.title.replace("*/", "* /"), *described, f" * schedule: {s}", " */", '#include "kernel.h"', ""]
+        lines = [
+            "/* " + p.title.replace("*/", "* /"),
+            *described,
+            f" * schedule: {s}",
+            " */",
+            '#include "kernel.h"',
+            "",
+        ]
         lines += [f"typedef {self.real} real;", f"typedef {self.acc} acc_t;", f"typedef int{s.index_bits}_t idx_t;"]
         lines.append(
             f"enum {{ LANES = {s.lanes}, WIDTH = {s.width}, UNROLL = {s.unroll}, BLOCK_J = {s.block_j}, "
@@ -101,7 +116,9 @@ class _Emitter:
     def _prologue(self) -> str:
         body = _Body(self, lanes="LANES", base="", fills_rows=True)
         lines = ["/* Gather the rows of a tile; lanes beyond its end repeat the last row. */"]
-        lines.append("static void prologue(const Inputs *restrict in, int64_t first, int64_t count, Rows *restrict r) {")
+        lines.append(
+            "static void prologue(const Inputs *restrict in, int64_t first, int64_t count, Rows *restrict r) {"
+        )
         lines.append("  (void)in, (void)first, (void)count, (void)r;")
         for x in self.used:
             if x.axis == "i":
@@ -184,13 +201,18 @@ class _Emitter:
         body.line("int hit = 0;")
         body.level(
             [*sources, guard], frozenset(), pragma="#pragma omp simd reduction(| : hit)",
-            sink=lambda: [*body.copies(sources), f"hit |= {' | '.join(body.expr(guard, u, 4) for u in range(unroll))};"],
+            sink=lambda: [*body.copies(sources), f"hit |= {body.any(guard, unroll)};"],
         )  # fmt: skip
         body.line(f"for (int u = 0; hit && u < {unroll}; u++) {{")
         body.depth += 1
         body.runtime_u = True
         body.line("int wanted = 0;")
-        body.level([guard], frozenset(), lambda: [f"wanted |= {body.expr(guard, 0)};"], pragma="#pragma omp simd reduction(| : wanted)")
+        body.level(
+            [guard],
+            frozenset(),
+            lambda: [f"wanted |= {body.expr(guard, 0)};"],
+            pragma="#pragma omp simd reduction(| : wanted)",
+        )
         body.line("if (!wanted) continue;")
         body.line("const idx_t row = (idx_t)(j + u);")
         body.level(values, frozenset(), lambda: body.stores(self.program.update))
@@ -207,7 +229,9 @@ class _Emitter:
         else:
             self._update(body, self.program.merge)
         title = "/* Join accumulators: b's rows j come after a's. */"
-        return "\n".join([title, "static void merge(Acc *restrict a, const Acc *restrict b) {", *body.indented(), "}\n"])
+        return "\n".join(
+            [title, "static void merge(Acc *restrict a, const Acc *restrict b) {", *body.indented(), "}\n"]
+        )
 
     def _finish(self) -> str:
         signature = "const Call *call, const Inputs *in, const Rows *r, const Acc *acc, int64_t row, int64_t count"
@@ -215,14 +239,13 @@ class _Emitter:
         body.line("(void)in, (void)r, (void)call;")
         body.uniform_head([s.value for s in self.program.finish])
         sizes = {output.name: output.dim for output in self.program.outputs}
+        if "value" in sizes:
+            body.line(f"real *value = (real *)call->value + row * {sizes['value']};")
+        if "index" in sizes:
+            body.line(f"int64_t *index = call->index + row * {sizes['index']};")
 
         def write(stores: Iterable[Store]) -> list[str]:
-            return [
-                f"((real *)call->value)[(row + l) * {sizes[s.target]} + {s.position}] = (real){body.expr(s.value, 0, _ATOM)};"
-                if s.target == "value"
-                else f"call->index[(row + l) * {sizes[s.target]} + {s.position}] = {body.expr(s.value, 0)};"
-                for s in stores
-            ]
+            return [f"{s.target}[l * {sizes[s.target]} + {s.position}] = {body.expr(s.value, 0)};" for s in stores]
 
         plain = [s for s in self.program.finish if isinstance(s.position, int)]
         if plain:
@@ -300,7 +323,9 @@ class _Body:
 
     def _uniform_sum(self, value: Value, name: str, copies: int) -> None:
         (k,), (body,) = value.attr, value.args
-        self.line(f"{self.type(value)} " + ", ".join(f"{name}{self._suffix(value, u)} = 0" for u in range(copies)) + ";")
+        self.line(
+            f"{self.type(value)} " + ", ".join(f"{name}{self._suffix(value, u)} = 0" for u in range(copies)) + ";"
+        )
         self.open(k)
         self._uniform_inside(body)
         for u in range(copies):
@@ -329,7 +354,7 @@ class _Body:
         self.opened -= {k}
         for table in (self.uniform, self.arrays):
             for value in [v for v in table if k in v.indices]:
-                del table[value]  # type: ignore[attr-defined]
+                del table[value]
 
     def loop(self, k: Index, values: list[Value], sink: Callable[[], list[str]]) -> None:
         """A loop over components around a loop over lanes."""
@@ -419,7 +444,7 @@ class _Body:
         for value in topological([*values, *crossing]):
             outside = value not in phases or value.op == "sum"
             for read in self._read_at_level(value, opened):
-                if read in phases and (outside and self._computed(value) or phases.get(value, 0) > phases[read]):
+                if read in phases and ((outside and self._computed(value)) or phases.get(value, 0) > phases[read]):
                     wanted.add(read)
         wanted |= {v for v in crossing if v in phases}
         return [v for v in values if v in wanted and v.op != "sum"]
@@ -440,6 +465,10 @@ class _Body:
                 self.filled[value] = self.planned.pop(value)
         return lines
 
+    def any(self, value: Value, unroll: int) -> str:
+        """Whether a truth value holds for some row j of the tile."""
+        return " | ".join(self.expr(value, u, 4) for u in range(unroll))
+
     def _sum(self, value: Value) -> None:
         """A contraction: a loop over components whose accumulators stay in registers."""
         (k,), (body,) = value.attr, value.args
@@ -448,7 +477,9 @@ class _Body:
         name = self.arrays[value] = self.planned.pop(value)
         self._lane_loop([f"{name}{self._at(value, u)} = 0;" for u in range(copies)], self.pragma)
         self.open(k)
-        self.level([body], self.opened, lambda: [f"{name}{self._at(value, u)} += {self.expr(body, u)};" for u in range(copies)])
+        self.level(
+            [body], self.opened, lambda: [f"{name}{self._at(value, u)} += {self.expr(body, u)};" for u in range(copies)]
+        )
         self.close(k)
 
     def _at(self, value: Value, u: int) -> str:
