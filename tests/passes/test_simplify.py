@@ -170,7 +170,7 @@ def test_constants_fold_exactly() -> None:
     assert isinstance(folded, Const) and float(folded.value) == math.e
 
 
-@pytest.mark.parametrize("text", ["a/0", "Inv(0)", "0/0", "Log(0)", "Log(-1)", "Pow(0,-1)", "0**-1", "Exp(1000)"])
+@pytest.mark.parametrize("text", ["a/0", "Inv(0)", "Log(0)", "Log(-1)", "Pow(0,-1)", "0**-1", "Exp(1000)"])
 def test_constants_that_are_not_finite_stay(text: str) -> None:
     a = Var(0, 1, Category.I, "a")
     node = build(parse_formula(text), {"a": a})
@@ -182,4 +182,4 @@ def test_scalars_meet_before_they_touch_a_vector() -> None:
     """The normal form of products: constant * scalars * vectors, what varies with one axis together."""
     x, b, p = Var(0, 3, Category.I, "x"), Var(1, 1, Category.J, "b"), Var(2, 1, Category.P, "p")
     assert simplify((b * x) * 2 * p) is simplify(p * (x * (b * 2)))
-    assert str(simplify((b * x) * 2 * p)) == "((((2 * p) * b)) * x)" or simplify((b * x) * 2 * p).args[1] is x  # type: ignore[attr-defined]
+    assert repr(simplify((b * x) * 2 * p)) == "(((2 * p) * b) * x)"

@@ -43,7 +43,7 @@ class TorchMath:
     max, eq, ne = torch.maximum, torch.eq, torch.ne
 
     def const(self, value: float | int) -> Tensor:
-        return self.like.new_tensor(value)
+        return self.like.new_full((1,) * (self.like.ndim - 1), value)
 
     number = const
 

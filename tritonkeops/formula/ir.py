@@ -225,8 +225,8 @@ class ReductionOp:
     `step(m, acc, j, *vectors)` takes a single j and `guard(m, acc, *vectors)` is false where that would change
     nothing; then merging is a step for each of b's entries, its fields being k values and k rows j per component.
     `finalize(m, acc)` gives the outputs, floats or indices as `outputs` says, with `size(dims)` components (that of
-    the last field unless said). `vjp(node, v, e, out)` is the adjoint as another reduction. `float_sum` marks sums of floats, which honour
-    dtype_acc and sum_scheme. Accumulators carry the formulas' dims as `acc.dims`.
+    the last field unless said). `vjp(node, v, e, out)` is the adjoint as another reduction. `float_sum` marks sums of
+    floats, which honour dtype_acc and sum_scheme. Accumulators carry the formulas' dims as `acc.dims`.
     """
 
     name: str

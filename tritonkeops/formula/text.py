@@ -19,30 +19,54 @@ from tritonkeops.formula.ir import (
     words,
 )
 
+_LEVELS = {"|": 2, "+": 3, "-": 3, "*": 4, "/": 4, "**": 6}
+_SIGN, _ATOM = 5, 7
+
 
 def spell(node: Node) -> str:
-    """The node as a formula of the language."""
-    done: dict[Node, str] = {}
+    """The node as a formula of the language, parentheses where it needs them."""
+    done: dict[Node, tuple[str, int]] = {}
     for each in postorder([node]):
         done[each] = _spell(each, [done[x] for x in each.operands])
-    return done[node]
+    return done[node][0]
 
 
-def _spell(node: Node, args: list[str]) -> str:
+def _spell(node: Node, args: list[tuple[str, int]]) -> tuple[str, int]:
+    """Text, and how tightly its outermost operation binds."""
     if isinstance(node, Var):
-        return node.name
+        return node.name, _ATOM
     if isinstance(node, Const):
-        value = str(node.value) if node.value.denominator == 1 else f"({node.value})"
-        return value if node.dim == 1 else (f"Zero({node.dim})" if not node.value else f"SumT({value}, {node.dim})")
+        return _spell_constant(node)
+    plain = [text for text, _ in args]
     if isinstance(node, Reduction):
         parameters = ([str(node.k)] if node.op.takes_k else []) + [str(node.axis)]
-        return f"{node.op.name}_Reduction({', '.join([args[0], *parameters, *args[1:]])})"
+        return f"{node.op.name}_Reduction({', '.join([plain[0], *parameters, *plain[1:]])})", _ATOM
     assert isinstance(node, Apply)
-    if node.op.symbol and len(args) == 2:
-        return f"({args[0]} {node.op.symbol} {args[1]})"
-    if node.op.symbol:
-        return f"({node.op.symbol}{args[0]})"
-    return f"{node.op.name}({', '.join(args + [str(s) for s in node.static])})"
+    symbol = node.op.symbol
+    if symbol and len(args) == 2:
+        level = _LEVELS.get(symbol, 1)
+        left, right = (level + 1, level) if symbol == "**" else (level + (level == 1), level + 1)
+        return f"{_within(args[0], left)} {symbol} {_within(args[1], right)}", level
+    if symbol:
+        return f"{symbol}{_within(args[0], _SIGN)}", _SIGN
+    return f"{node.op.name}({', '.join(plain + [str(s) for s in node.static])})", _ATOM
+
+
+def _within(operand: tuple[str, int], level: int) -> str:
+    text, binds = operand
+    return text if binds >= level else f"({text})"
+
+
+def _spell_constant(node: Const) -> tuple[str, int]:
+    if node.dim > 1:
+        scalar = _spell_constant(Const(node.value))[0]
+        return (f"SumT({scalar}, {node.dim})" if node.value else f"Zero({node.dim})"), _ATOM
+    if node.value.denominator == 1:
+        return str(node.value), _ATOM if node.value >= 0 else _SIGN
+    decimal = repr(float(node.value))
+    if Fraction(decimal) == node.value:
+        return decimal, _ATOM if node.value >= 0 else _SIGN
+    return f"{node.value.numerator} / {node.value.denominator}", 4 if node.value >= 0 else 3
 
 
 def show(root: Node) -> str:
@@ -88,7 +112,10 @@ def read(text: str) -> Node:
         match = _LINE.match(line.strip())
         if not match:
             raise ValueError(f"line {number}: expected '%name = operation : dim {{axes}}', got {line!r}")
-        node = names[match["name"]] = _read_operation(match["what"], match["name"], int(match["dim"]), names)
+        try:
+            node = names[match["name"]] = _read_operation(match["what"], match["name"], int(match["dim"]), names)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"line {number}: cannot read {line!r}: {error}") from error
         if _type(node) != f" : {match['dim']} {{{match['axes']}}}":
             raise ValueError(f"line {number}: {node!r} has type{_type(node)}, the text says otherwise: {line!r}")
     if node is None:
@@ -105,8 +132,9 @@ def _read_operation(what: str, name: str, dim: int, names: dict[str, Node]) -> N
     if match := _VAR.match(what):
         return Var(int(match[2]), dim, Category(("Vi", "Vj", "Pm").index(match[1])), name)
     if match := _REDUCE.match(what):
-        op = words[match[1] + "_Reduction"]
-        assert isinstance(op, ReductionOp)
+        op = words.get(match[1] + "_Reduction")
+        if not isinstance(op, ReductionOp):
+            raise ValueError(f"unknown reduction {match[1]!r}")
         return Reduction(op, operands(match[2]), "ij".index(match[3]), int(match[4] or 0))
     match = _APPLY.match(what)
     operator = words.get(match[1]) if match else None

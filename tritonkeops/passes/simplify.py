@@ -49,9 +49,9 @@ RULES = (
     Rule("a + (-b)", "a - b"),
     Rule("(-a) + b", "b - a"),
     Rule("a - (-b)", "a + b"),
-    Rule("c * a + d * a", "(c + d) * a"),
-    Rule("a + c * a", "(1 + c) * a"),
-    Rule("c * a + a", "(1 + c) * a"),
+    Rule("c * a + d * a", "(c + d) * a", finite=True),
+    Rule("a + c * a", "(1 + c) * a", finite=True),
+    Rule("c * a + a", "(1 + c) * a", finite=True),
     Rule("a / c", "(1 / c) * a"),
     Rule("1 / a", "Inv(a)"),
     Rule("(-a) / b", "-(a / b)"),
@@ -197,8 +197,9 @@ def _number(expr: ast.Expr) -> Fraction | None:
 
 def build(expr: ast.Expr, binding: Binding) -> Node:
     """The formula that a rule's side stands for under a binding."""
-    if isinstance(expr, ast.Number):
-        return Const(expr.value)
+    number = _number(expr)
+    if number is not None:
+        return Const(number)
     if isinstance(expr, ast.Name):
         value = binding[expr.name]
         return value if isinstance(value, Node) else Const(value)  # type: ignore[arg-type]

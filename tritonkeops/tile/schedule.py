@@ -63,7 +63,7 @@ def choose(node: Reduction, itemsize: int, scheme: str = "direct_sum", rows: int
     elif looped:
         schedule = Schedule("dot", 4 * width, width, 10, block_j=blocks, index_bits=bits)
     else:
-        unroll = 4 if len(fields) == 1 else 8
+        unroll = 8 if node.op.float_sum and len(fields) > 1 else 4  # LogSumExp rescales once per tile of j
         schedule = Schedule("simt", 4 * width, 4 * width, unroll, block_j=blocks, index_bits=bits)
     return replace(schedule, lanes=width, width=width) if 0 < rows <= width else schedule
 

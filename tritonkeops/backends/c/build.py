@@ -72,7 +72,7 @@ def flags() -> list[str]:
     width = ["-mprefer-vector-width=512"] if vector_bytes() == 64 else []
     return [
         "-O3", native, *width, "-std=gnu11", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math",
-        "-fPIC", "-shared", f"-I{_HERE}",
+        "-fPIC", "-shared", f"-iquote{_HERE}",
     ]  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def build(source: str, program: TileProgram) -> CKernel:
     command = compiler()
     if command is None:
         raise BuildError("no C compiler found: set $CC, or install gcc or clang")
-    options = [flag for flag in flags() if not flag.startswith("-I")]
+    options = [flag for flag in flags() if not flag.startswith("-iquote")]
     key = cache.digest(source, _headers(), identity(), " ".join([*command, *options]))
     with _locks[key]:
         path = cache.find(key) or _compile(command, source, key, program.title)

@@ -40,10 +40,15 @@ _PRECEDENCE = {op: level for op, (_, level) in _INFIX.items()} | {
 }
 _ATOM = 9
 _RESERVED = frozenset({
-    "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum",
-    "extern", "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return",
-    "short", "signed", "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void",
-    "volatile", "while", "asm", "typeof",
+    "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern",
+    "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed",
+    "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "asm",
+    "typeof", "unix", "linux", "real", "acc_t", "idx_t", "Inputs", "Rows", "Acc", "Call", "LANES", "WIDTH",
+    "UNROLL", "BLOCK_J", "INPUTS", "NULL", "stride",
+})  # fmt: skip
+_LOCALS = frozenset({
+    "in", "r", "begin", "end", "acc", "j", "l", "w", "u", "row", "hit", "wanted", "call", "first", "count", "value",
+    "index",
 })  # fmt: skip
 _INLINE = 48  # expressions used once and no longer than this are written where they are used
 
@@ -92,7 +97,8 @@ class _Emitter:
 
     def _types(self) -> str:
         pointers = [f"  const real *{self.names[x.position]};" for x in self.used]
-        strides = [f"  int64_t {self.names[x.position]}_rows;" for x in self.used if x.axis]
+        strides = [f"    int64_t {self.names[x.position]};" for x in self.used if x.axis]
+        strides = ["  struct { /* from one row to the next */", *strides, "  } stride;"] if strides else []
         rows = [f"  real {self.names[x.position]}[{x.dim}][LANES];" for x in self.used if x.axis == "i"]
         for value, name in self.rows.items():
             size = "".join(f"[{k.size}]" for k in value.indices)
@@ -110,7 +116,7 @@ class _Emitter:
             name = self.names[x.position]
             lines.append(f"  in->{name} = (const real *)call->data[{x.position}] + offset[{x.position}];")
             if x.axis:
-                lines.append(f"  in->{name}_rows = call->stride[{x.position}];")
+                lines.append(f"  in->stride.{name} = call->stride[{x.position}];")
         return "\n".join([*lines, "}\n"])
 
     def _prologue(self) -> str:
@@ -123,7 +129,7 @@ class _Emitter:
         for x in self.used:
             if x.axis == "i":
                 n = self.names[x.position]
-                source = f"in->{n}[(first + at_most(l, count - 1)) * in->{n}_rows + k]"
+                source = f"in->{n}[(first + at_most(l, count - 1)) * in->stride.{n} + k]"
                 lines.append(f"  for (int k = 0; k < {x.dim}; k++)")
                 lines.append(f"    for (int l = 0; l < LANES; l++) r->{n}[k][l] = {source};")
         plain = {v: n for v, n in self.rows.items() if not v.indices}
@@ -276,6 +282,8 @@ class _Body:
         self.locals: dict[Value, str] = {}
         self.filled: dict[Value, str] = {}
         self.reads: dict[str, tuple[str, str]] = {}
+        self.read_names: dict[str, str] = {}
+        self.taken: set[str] = known.taken if known else set(_LOCALS)
         self.opened: frozenset[Index] = frozenset()
         self.counter: list[int] = known.counter if known else [0]
 
@@ -287,10 +295,24 @@ class _Body:
 
     def fresh(self, value: Value) -> str:
         if value.op == "load":
-            name = self.kernel.names[value.attr[0]]
-            return f"{name}_{value.attr[1]}" if isinstance(value.attr[1], int) else f"{name}_k{self._next()}"
-        stem = {"sum": "s", INDEX: "n"}.get(value.op, "t")
+            return self._claim(self._component(value))
+        stem = "t" if value.op in _INFIX or value.op in ("neg", "where", "piecewise") else value.op
         return f"{stem}{self._next()}"
+
+    def _component(self, load: Value) -> str:
+        """An input's component by name: `b` where there is one, `x_2`, or `x_k1` in a loop."""
+        name, k = self.kernel.names[load.attr[0]], load.attr[1]
+        if self.kernel.inputs[load.attr[0]].dim == 1:
+            return name
+        return f"{name}_{re.sub(r'[^a-z0-9]', '', str(k))}"
+
+    def _claim(self, name: str) -> str:
+        """A name that nothing else has, with or without the number of a row j behind it."""
+        copies = range(self.kernel.schedule.unroll)
+        while self.taken & {name, *(f"{name}_{u}" for u in copies)}:
+            name += "_"
+        self.taken |= {name, *(f"{name}_{u}" for u in copies)}
+        return name
 
     def _next(self) -> int:
         self.counter[0] += 1
@@ -386,7 +408,7 @@ class _Body:
         values = [v for v in self._needed(roots) if v.indices <= opened and self._computed(v)]
         phases = self._phases(values, opened)
         last = max([*phases.values(), 0])
-        for value in self._crossing(values, phases, opened, list(crossing)):
+        for value in self._crossing(values, phases, opened, targets, list(crossing)):
             self.plan_array(value)
         for phase in range(last + 1):
             for value in values:
@@ -438,9 +460,14 @@ class _Body:
                 stack.extend(arg.args)
 
     def _crossing(
-        self, values: list[Value], phases: dict[Value, int], opened: frozenset[Index], crossing: list[Value]
-    ) -> list[Value]:
+        self, values: list[Value], phases: dict[Value, int], opened: frozenset[Index], targets: list[Value],
+        crossing: list[Value],
+    ) -> list[Value]:  # fmt: skip
         wanted: set[Value] = set()
+        last = max([*phases.values(), 0])
+        for target in targets:  # read by the sink, in the last phase
+            read_last = [target] if self._computed(target) else self._read_at_level(target, opened)
+            wanted |= {v for v in read_last if phases.get(v, last) < last}
         for value in topological([*values, *crossing]):
             outside = value not in phases or value.op == "sum"
             for read in self._read_at_level(value, opened):
@@ -577,7 +604,11 @@ class _Body:
         Parentheses stand around an operation that binds less tightly than `level`.
         """
         if value in self.arrays:
-            return self._read(self.arrays[value] + self._at(value, u), value, self.arrays[value])
+            return self._read(
+                self.arrays[value] + self._at(value, u),
+                value,
+                f"{self.arrays[value]}_u" if self.runtime_u else f"{self.arrays[value]}_{u}",
+            )
         if value in self.uniform:
             return self.uniform[value] + self._suffix(value, u)
         if value in self.locals:
@@ -585,16 +616,19 @@ class _Body:
             return f"{self.locals[value]}_{u}" if copies else self.locals[value]
         if self._in_rows(value):
             index = "".join(f"[{k}]" for k in value.indices)
-            return self._read(f"r->{self.kernel.rows[value]}{index}[{self.base}l]", value, self.kernel.rows[value])
+            return self._read(
+                f"r->{self.kernel.rows[value]}{index}[{self.base}l]", value, self.kernel.rows[value] + "_"
+            )
         text = self.operation(value, u)
         binds = 7 if text.startswith(("-", "(")) else _PRECEDENCE.get(value.op, _ATOM)
         return f"({text})" if binds < level else text
 
     def _read(self, element: str, value: Value, stem: str) -> str:
         """An array element, read once per lane before anything else: a load inside of a choice would not vectorise."""
-        if element not in self.reads:
-            self.reads[element] = (self.type(value), f"{stem}_{len(self.reads)}")
-        return self.reads[element][1]
+        if element not in self.read_names:
+            self.read_names[element] = self._claim(stem)
+        self.reads[element] = (self.type(value), self.read_names[element])
+        return self.read_names[element]
 
     def operation(self, value: Value, u: int) -> str:
         op, args = value.op, value.args
@@ -632,14 +666,18 @@ class _Body:
             return "row" if self.runtime_u else f"(idx_t)(j + {u})"
         if value.op == "acc":
             which, name, position = value.attr
-            return self._read(f"{self.acc[which]}{name}[{position}][{self.base}l]", value, which + name)
+            return self._read(
+                f"{self.acc[which]}{name}[{position}][{self.base}l]",
+                value,
+                f"{name}_{position}" if which == "a" else f"{which}_{name}_{position}",
+            )
         source, k = self.kernel.inputs[value.attr[0]], value.attr[1]
         name, position = self.kernel.names[source.position], _position(k, source.dim)
         if source.axis == "i":
-            return self._read(f"r->{name}[{position}][{self.base}l]", value, name)
+            return self._read(f"r->{name}[{position}][{self.base}l]", value, self._component(value))
         if not source.axis:
             return f"in->{name}[{position}]"
-        return f"in->{name}[{f'(j + {u})' if u else 'j'} * in->{name}_rows + {position}]"
+        return f"in->{name}[{f'(j + {u})' if u else 'j'} * in->stride.{name} + {position}]"
 
     def _piecewise(self, value: Value, u: int) -> str:
         k, *stops = value.attr
@@ -657,7 +695,8 @@ def _struct(name: str, comment: str, members: list[str]) -> str:
 
 
 def _identifier(name: str) -> str:
-    return name + "_" if name in _RESERVED else name
+    """The user's name in C: clear of keywords, of the kernel's own words, and of temporaries, which end in a digit."""
+    return name + "_" if name in _RESERVED or name[-1].isdigit() else name
 
 
 def _constant(value: Fraction | float | str, ctype: str) -> str:

@@ -1,0 +1,215 @@
+"""The command line: the stages of a formula, the machine, the cache, and the tables of the language."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import tritonkeops
+import tritonkeops.operators  # fills the registry of words
+from tritonkeops import cache
+from tritonkeops.formula.ir import Operator, ReductionOp, words
+
+_DESCRIPTION = """\
+A compiler from KeOps formulas to fused kernels.
+
+    python -m tritonkeops FORMULA [ALIAS ...] [--emit STAGE] ...   print a stage of a formula's compilation
+    python -m tritonkeops info                                     versions, compiler, CPU, devices, cache
+    python -m tritonkeops cache list|clear                         the kernels kept between runs
+    python -m tritonkeops tables                                   operators and reductions, in Markdown
+
+for example
+
+    python -m tritonkeops "Exp(-SqDist(x,y))*b" "x=Vi(3)" "y=Vj(3)" "b=Vj(1)" --reduction Sum --axis 1 --emit tile
+
+A first argument that is none of the words explain, info, cache and tables is a formula; `explain FORMULA ...` takes
+any formula, one of these words too.
+"""
+_EMIT = ("ast", "formula", "simplified", "tile", "c")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status, 1 for a formula or an option that does not fit."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    commands = ("explain", "info", "cache", "tables")
+    if given and given[0] not in (*commands, "-h", "--help", "--version"):
+        given.insert(0, "explain")
+    parser = _parser()
+    options = parser.parse_args([_guard(argument) for argument in given])
+    if options.command is None:
+        parser.print_help()
+        return 0
+    try:
+        print("\n".join(_COMMANDS[options.command](options)))
+    except ValueError as error:  # FormulaError is one
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "python -m tritonkeops", usage="%(prog)s FORMULA|COMMAND ...", description=_DESCRIPTION, formatter_class=raw
+    )
+    parser.add_argument("--version", action="version", version=f"tritonkeops {tritonkeops.__version__}")
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="")
+    _explain_options(commands.add_parser("explain", help="print a stage of a formula's compilation (the default)"))
+    commands.add_parser("info", help="print versions, compiler, CPU, devices and cache")
+    commands.add_parser("tables", help="print the tables of operators and reductions")
+    kept = commands.add_parser("cache", help="list or clear the kernels kept between runs")
+    kept.add_argument("action", choices=("list", "clear"))
+    return parser
+
+
+def _explain_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("formula", type=_unguard, help='such as "Exp(-SqDist(x,y))*b"')
+    parser.add_argument("aliases", nargs="*", type=_unguard, help='its variables in order: "x=Vi(3)" "y=Vj(3)" ...')
+    parser.add_argument("--reduction", default="Sum", help="default: Sum; a formula may hold its own")
+    parser.add_argument("--axis", type=int, default=0, help="0 reduces over i (the default, as in PyKeOps), 1 over j")
+    parser.add_argument("--opt-arg", type=int, metavar="K", help="K of the K-reductions")
+    parser.add_argument("--formula2", type=_unguard, help="weight of LogSumExp, SumSoftMaxWeight and their kin")
+    parser.add_argument("--emit", choices=_EMIT, default="c", help="the stage to print (default: c)")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: float32")
+    schemes = ("auto", "direct_sum", "block_sum", "kahan_scheme")
+    parser.add_argument("--sum-scheme", choices=schemes, default="auto", help="default: auto")
+
+
+def _guard(argument: str) -> str:
+    """Keep argparse from taking a formula that starts with a minus for an option: ours are all long."""
+    return f" {argument}" if re.match(r"-[^-]", argument) and argument != "-h" else argument
+
+
+def _unguard(argument: str) -> str:
+    return argument.removeprefix(" ") if argument.startswith(" -") else argument
+
+
+def _explain(options: argparse.Namespace) -> Iterator[str]:
+    from tritonkeops.torch import Genred  # torch takes seconds to load: not for --help, cache and tables
+
+    kernel = Genred(
+        options.formula, options.aliases, options.reduction, options.axis, opt_arg=options.opt_arg,
+        formula2=options.formula2, sum_scheme=options.sum_scheme,
+    )  # fmt: skip
+    yield kernel.explain(options.emit, options.dtype).rstrip("\n")
+
+
+# The machine ----------------------------------------------------------------------------------------------------------
+
+
+def _info(options: argparse.Namespace) -> Iterator[str]:
+    rows = {"tritonkeops": tritonkeops.__version__, "python": platform.python_version()}
+    rows |= {name: _version(name) for name in ("torch", "numpy", "lark", "triton")}
+    rows |= _machine()
+    entries = list(cache.entries())
+    size = _bytes(sum(entry.size for entry in entries))
+    rows["cache"] = f"{cache.directory()}, {len(entries)} {'entry' if len(entries) == 1 else 'entries'}, {size}"
+    rows |= {name: value for name, value in sorted(os.environ.items()) if name.startswith("TRITONKEOPS_")}
+    width = max(map(len, rows)) + 2
+    return (f"{name:{width}}{value}" for name, value in rows.items())
+
+
+def _version(package: str) -> str:
+    """The version that is installed; nothing is imported."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _machine() -> dict[str, str]:
+    """Compiler, CPU and devices, as the compiler pipeline sees them."""
+    import torch
+
+    from tritonkeops.backends.c.build import compiler
+    from tritonkeops.tile.schedule import vector_bytes
+
+    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    return {
+        "C compiler": _compiler(compiler()),
+        "CPU": f"{platform.machine()}, vectors of {8 * vector_bytes()} bits",
+        "threads": str(torch.get_num_threads()),
+        "devices": ", ".join(["cpu", *(f"{name} (no back end for it yet)" for name in gpus)]),
+    }
+
+
+def _compiler(command: list[str] | None) -> str:
+    if command is None:
+        return "none found: set $CC, or install gcc or clang"
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    return f"{' '.join(command)}: {done.stdout.partition(chr(10))[0]}"
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+def _cache(options: argparse.Namespace) -> Iterator[str]:
+    if options.action == "clear":
+        yield f"{cache.clear()} files removed from {cache.directory()}"
+        return
+    for entry in cache.entries():
+        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.written))
+        yield f"{written}  {_bytes(entry.size):>8}  {entry.title}"
+
+
+# The language ---------------------------------------------------------------------------------------------------------
+
+
+def operator_table() -> str:
+    """Every operator of the registry, as a table in Markdown."""
+    operators = [word for word in words.values() if isinstance(word, Operator)]
+    return _table(("operator", "written", "meaning"), [(_call(op), _written(op), op.doc) for op in operators])
+
+
+def _call(op: Operator) -> str:
+    return f"`{op.name}({', '.join(op.operands + op.static)})`"
+
+
+def _written(op: Operator) -> str:
+    """How an operator with a symbol is written."""
+    if op.symbol is None:
+        return ""
+    return f"`{f' {op.symbol} '.join(op.operands)}`" if len(op.operands) == 2 else f"`{op.symbol}{op.operands[0]}`"
+
+
+def reduction_table() -> str:
+    """Every reduction of the registry, as a table in Markdown."""
+    reductions = [word for word in words.values() if isinstance(word, ReductionOp)]
+    rows = [(f"`{op.name}`", _takes(op), " and ".join(map(_PLURAL.__getitem__, op.outputs)), op.doc) for op in reductions]
+    return _table(("reduction", "takes", "gives", "meaning"), rows)
+
+
+_PLURAL = {"value": "values", "index": "indices"}
+
+
+def _takes(op: ReductionOp) -> str:
+    weight = {(1, 1): "f", (1, 2): "f, perhaps g", (2, 2): "f, g"}[op.formulas]
+    return weight + ", K" * op.takes_k
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def _tables(options: argparse.Namespace) -> Iterator[str]:
+    yield from ("## Operators", "", operator_table(), "", "## Reductions", "", reduction_table())
+
+
+_COMMANDS = {"explain": _explain, "info": _info, "cache": _cache, "tables": _tables}
+
+if __name__ == "__main__":
+    sys.exit(main())
