@@ -47,10 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        print("\n".join(_COMMANDS[options.command](options)))
+        print("\n".join(_COMMANDS[options.command](options)), flush=True)
     except ValueError as error:  # FormulaError is one
         print(error, file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read us has seen enough: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -170,34 +172,33 @@ def _cache(options: argparse.Namespace) -> Iterator[str]:
 
 def operator_table() -> str:
     """Every operator of the registry, as a table in Markdown."""
-    operators = [word for word in words.values() if isinstance(word, Operator)]
-    return _table(("operator", "written", "meaning"), [(_call(op), _written(op), op.doc) for op in operators])
-
-
-def _call(op: Operator) -> str:
-    return f"`{op.name}({', '.join(op.operands + op.static)})`"
+    rows = [(_written(op), op.doc) for op in words.values() if isinstance(op, Operator)]
+    return _table(("operator", "meaning"), rows)
 
 
 def _written(op: Operator) -> str:
-    """How an operator with a symbol is written."""
+    """How an operator is called, and how its symbol is written if it has one."""
+    call = f"`{op.name}({', '.join(op.operands + op.static)})`"
     if op.symbol is None:
-        return ""
-    return f"`{f' {op.symbol} '.join(op.operands)}`" if len(op.operands) == 2 else f"`{op.symbol}{op.operands[0]}`"
+        return call
+    infix = f" {op.symbol} ".join(op.operands) if len(op.operands) == 2 else op.symbol + op.operands[0]
+    return f"{call}, `{infix}`"
 
 
 def reduction_table() -> str:
     """Every reduction of the registry, as a table in Markdown."""
     reductions = [word for word in words.values() if isinstance(word, ReductionOp)]
-    rows = [(f"`{op.name}`", _takes(op), " and ".join(map(_PLURAL.__getitem__, op.outputs)), op.doc) for op in reductions]
+    rows = [(f"`{op.name}`", _takes(op), _gives(op), op.doc) for op in reductions]
     return _table(("reduction", "takes", "gives", "meaning"), rows)
 
 
-_PLURAL = {"value": "values", "index": "indices"}
-
-
 def _takes(op: ReductionOp) -> str:
-    weight = {(1, 1): "f", (1, 2): "f, perhaps g", (2, 2): "f, g"}[op.formulas]
-    return weight + ", K" * op.takes_k
+    formulas = {(1, 1): "f", (1, 2): "f; may take g", (2, 2): "f, g"}[op.formulas]
+    return formulas + ", K" * op.takes_k
+
+
+def _gives(op: ReductionOp) -> str:
+    return " and ".join({"value": "values", "index": "indices"}[output] for output in op.outputs)
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -26,7 +26,6 @@ from tritonkeops.formula.ir import IllTyped, Node, Reduction, Var
 from tritonkeops.formula.text import show, spell
 from tritonkeops.frontend import ast
 from tritonkeops.frontend.infer import Typed, infer
-from tritonkeops.operators.reductions import KahanSum, Sum
 from tritonkeops.passes.differentiate import differentiate, expand
 from tritonkeops.passes.simplify import simplify
 from tritonkeops.tile.ir import TileProgram
@@ -71,8 +70,8 @@ class Program:
     def tile(self, target: Target, schedule: Schedule | None = None) -> TileProgram:
         """The tile program for a target, on the schedule given or chosen."""
         node = self.reduction
-        if target.sum_scheme == "kahan_scheme" and node.op is Sum:
-            node = Reduction(KahanSum, node.args, node.axis)
+        if target.sum_scheme == "kahan_scheme" and node.op.compensated:
+            node = Reduction(node.op.compensated, node.args, node.axis)
         chosen = schedule or choose(node, _itemsize(target), target.sum_scheme, target.few_rows, target.long)
         return lower(node, chosen, self.variables, title=spell(self.typed.root))
 

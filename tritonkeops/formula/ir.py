@@ -226,7 +226,8 @@ class ReductionOp:
     nothing; then merging is a step for each of b's entries, its fields being k values and k rows j per component.
     `finalize(m, acc)` gives the outputs, floats or indices as `outputs` says, with `size(dims)` components (that of
     the last field unless said). `vjp(node, v, e, out)` is the adjoint as another reduction. `float_sum` marks sums of
-    floats, which honour dtype_acc and sum_scheme. Accumulators carry the formulas' dims as `acc.dims`.
+    floats, which honour dtype_acc and sum_scheme. `compensated` is the same reduction with compensated sums.
+    Accumulators carry the formulas' dims as `acc.dims`.
     """
 
     name: str
@@ -243,6 +244,7 @@ class ReductionOp:
     vjp: Callable[..., Reduction] | None = None
     float_sum: bool = False
     size: Callable[[Sequence[int]], int] | None = None
+    compensated: ReductionOp | None = None
 
     def check(self, args: tuple[Node, ...], k: int) -> None:
         """Raises IllTyped for a wrong number of formulas, dims that do not broadcast, or a missing K."""

@@ -57,14 +57,13 @@ def infer(
     faults: list[Diagnostic] = []
     trees = _parse_all(formula, formula2, faults)
     declared = _declare(aliases, faults)
-    if len(trees) == 1 + (formula2 is not None):
-        for tree in trees:
-            _declare_inline(tree, declared, faults)
+    for tree in trees:
+        _declare_inline(tree, declared, faults)
     _check_positions(declared, faults, complete=not faults)
+    typer = _Typer(declared, faults)
+    nodes = [typer.type(tree) for tree in trees]
     if len(trees) < 1 + (formula2 is not None):
         raise _error(faults)
-    typer = _Typer(declared.by_name, declared.by_position, faults, tolerant=bool(faults))
-    nodes = [typer.type(tree) for tree in trees]
     root = _reduce(nodes, trees, (reduction_op, axis, k), faults)
     if faults or root is None:
         raise _error(faults)
@@ -102,7 +101,8 @@ def _parse_all(formula: str, formula2: str | None, faults: list[Diagnostic]) -> 
 @dataclass
 class _Declared:
     by_name: dict[str, Var] = field(default_factory=dict)
-    taken: set[str | None] = field(default_factory=set)  # every alias's name, those further on too
+    taken: set[str | None] = field(default_factory=set)  # the name of every alias that could be read
+    unread: bool = False  # whether one could not
     by_position: dict[int, Var] = field(default_factory=dict)
     spans: dict[int, Span] = field(default_factory=dict)
 
@@ -117,7 +117,7 @@ def _declare(aliases: Sequence[str], faults: list[Diagnostic]) -> _Declared:
             parsed.append((place, parse_alias(text, f"alias {place + 1}")))
         except FormulaError as error:
             faults.extend(error.diagnostics)
-    declared.taken = {alias.name for _, alias in parsed}
+    declared.taken, declared.unread = {alias.name for _, alias in parsed}, len(parsed) < len(aliases)
     for place, alias in parsed:
         found = _variable(alias.value, place, faults)
         if found is None:
@@ -219,17 +219,21 @@ def _integer(expr: ast.Expr) -> int | None:
     return None
 
 
+def _integers(expr: ast.Expr) -> tuple[int, ...] | None:
+    items = [_integer(item) for item in expr.items] if isinstance(expr, ast.Sequence) else [None]
+    found = tuple(item for item in items if item is not None)
+    return found if len(found) == len(items) else None
+
+
 # Expressions ----------------------------------------------------------------------------------------------------------
 
 
 class _Typer:
     """Types a tree bottom-up; None stands for a node with a fault below it, which is reported once."""
 
-    def __init__(
-        self, names: dict[str, Var], positions: dict[int, Var], faults: list[Diagnostic], tolerant: bool
-    ) -> None:
-        self.names, self.positions, self.faults = names, positions, faults
-        self.tolerant = tolerant
+    def __init__(self, declared: _Declared, faults: list[Diagnostic]) -> None:
+        self.names, self.positions, self.faults = declared.by_name, declared.by_position, faults
+        self.declared = declared
 
     def type(self, tree: ast.Expr) -> Node | None:
         done: dict[int, Node | None] = {}
@@ -256,8 +260,8 @@ class _Typer:
     def _name(self, expr: ast.Name) -> Node | None:
         if expr.name in self.names:
             return self.names[expr.name]
-        if self.tolerant:
-            return None
+        if expr.name in self.declared.taken or self.declared.unread:
+            return None  # its alias is faulty, and reported
         near = nearest(expr.name, self.names)
         known = f"known: {', '.join(self.names)}" if self.names else "no alias is declared"
         self._fault(expr.span, f"unknown variable {expr.name!r}", f"did you mean {near!r}?" if near else known)
@@ -273,7 +277,10 @@ class _Typer:
         if isinstance(word, ReductionOp):
             return self._reduction(word, expr, done)
         near = nearest(expr.callee, words)
-        self._fault(expr.callee_span, f"unknown operator {expr.callee!r}", f"did you mean {near!r}?" if near else "")
+        hint = f"did you mean {near!r}?" if near else ""
+        if expr.callee in self.names:
+            hint = f"{expr.callee} is a variable; a product is written '*'"
+        self._fault(expr.callee_span, f"unknown operator {expr.callee!r}", hint)
         return None
 
     def _apply(
@@ -322,13 +329,11 @@ class _Typer:
 
     def _static(self, op: Operator, place: int, arg: ast.Expr) -> Static | None:
         name = op.static[place - len(op.operands)] if place - len(op.operands) < len(op.static) else "argument"
-        if isinstance(arg, ast.Sequence):
-            items = [_integer(item) for item in arg.items]
-            if None not in items:
-                return tuple(item for item in items if item is not None)
-        value = _integer(arg)
+        example = dict(zip(op.static, op.example, strict=False)).get(name)
+        value = _integers(arg) if isinstance(example, tuple) else _integer(arg)
         if value is None and place < len(op.operands) + len(op.static):
-            self._fault(arg.span, f"{op.name}: expected an integer for {name!r}")
+            wanted = "a list of integers" if isinstance(example, tuple) else "an integer"
+            self._fault(arg.span, f"{op.name}: expected {wanted} for {name!r}")
         return value
 
     def _reduction(self, op: ReductionOp, expr: ast.Call, done: dict[int, Node | None]) -> Node | None:
@@ -348,7 +353,7 @@ class _Typer:
                 raise IllTyped("a reduction stands outermost, or is the first argument of Grad", 0)
             return Reduction(op, formulas, parameters[-1], parameters[0] if op.takes_k else 0)  # type: ignore[arg-type]
         except IllTyped as error:
-            self._fault(expr.callee_span, str(error))
+            self._fault(expr.callee_span if error.operand is None else written[error.operand].span, str(error))
             return None
 
 

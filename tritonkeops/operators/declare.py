@@ -168,9 +168,10 @@ def derived(
     )
 
 
-def reduction(name: str, **declaration: Any) -> ReductionOp:
-    """Declare a reduction; see ReductionOp for what its parts are."""
-    op = ReductionOp(name=name, **declaration)
+def reduction(name: str, compensated: dict[str, Any] | None = None, **declaration: Any) -> ReductionOp:
+    """Declare a reduction; see ReductionOp for its parts. `compensated` holds those of its compensated twin."""
+    twin = ReductionOp(name=name, **compensated) if compensated else None
+    op = ReductionOp(name=name, compensated=twin, **declaration)
     words[name + "_Reduction"] = op
     return op
 

@@ -11,59 +11,79 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tritonkeops.formula.ir import Category, Field, IllTyped, Node, Reduction, Var
+from tritonkeops.formula.ir import Category, Field, IllTyped, Node, Reduction, ReductionOp, Var
 from tritonkeops.operators.declare import reduction
 from tritonkeops.operators.elementwise import Exp
 from tritonkeops.operators.vector import Grad, Scalprod
 
 
-def _axis_of(v: Var, reduced: int) -> int:
-    """Axis to reduce so that the result is indexed like v; parameters keep the forward axis, as in KeOps."""
+def _axis_for(v: Var) -> int:
+    """Axis to reduce so that the result is indexed like v; for a parameter by i, as in KeOps, its rows to be added."""
     return {Category.I: 1, Category.J: 0, Category.P: 1}[v.category]
 
 
-# Sum ----------------------------------------------------------------------------------------------------------------
+# Running sums: what Sum and the sums of exponentials have in common ---------------------------------------------------
+
+
+class _Plain:
+    """Running totals as they are: old * scale + terms."""
+
+    def fields(self, name: str, size: int) -> tuple[Field, ...]:
+        return (Field(name, size, 0.0),)
+
+    def add(self, m: Any, acc: Any, name: str, scale: Any, terms: Any, lost: Any = None) -> list[Any]:
+        total = getattr(acc, name)
+        return [m.vector(total.dim, lambda c: total[c] * scale(c) + terms(c) if scale else total[c] + terms(c))]
+
+
+class _Kahan:
+    """Running totals with what the last addition lost (Kahan 1965); `lost` is what another total lost, when merging."""
+
+    def fields(self, name: str, size: int) -> tuple[Field, ...]:
+        return (Field("lost_" + name, size, 0.0), Field(name, size, 0.0))
+
+    def add(self, m: Any, acc: Any, name: str, scale: Any, terms: Any, lost: Any = None) -> list[Any]:
+        total, error = getattr(acc, name), getattr(acc, "lost_" + name)
+
+        def old(c: Any) -> Any:
+            return total[c] * scale(c) if scale else total[c]
+
+        def addend(c: Any) -> Any:
+            known = error[c] * scale(c) if scale else error[c]
+            return terms(c) - (known + lost(c) if lost else known)
+
+        return [
+            m.vector(total.dim, lambda c: ((old(c) + addend(c)) - old(c)) - addend(c)),
+            m.vector(total.dim, lambda c: old(c) + addend(c)),
+        ]
+
+
+_Sums = _Plain | _Kahan
 
 
 def _sum_vjp(node: Reduction, v: Var, e: Node, out: Node | None) -> Reduction:
-    return Reduction(Sum, [Grad(node.args[0], v, e)], _axis_of(v, node.axis))
+    return Reduction(Sum, [Grad(node.args[0], v, e)], _axis_for(v))
 
 
-Sum = reduction(
-    "Sum",
-    formulas=(1, 1),
-    outputs=("value",),
-    float_sum=True,
-    vjp=_sum_vjp,
-    doc="Sum.",
-    fields=lambda dims, k: (Field("s", dims[0], 0.0),),
-    fold=lambda m, acc, f: [m.vector(f.dim, lambda c: acc.s[c] + m.sum_j(f[c]))],
-    merge=lambda m, a, b: [m.vector(a.s.dim, lambda c: a.s[c] + b.s[c])],
-    finalize=lambda m, acc: [acc.s],
-)
+def _sum(sums: _Sums) -> dict[str, Any]:
+    def merge(m: Any, a: Any, b: Any) -> list[Any]:
+        lost = getattr(b, "lost_s", None)
+        return sums.add(m, a, "s", None, lambda c: b.s[c], lost and (lambda c: lost[c]))
+
+    return {
+        "formulas": (1, 1),
+        "outputs": ("value",),
+        "float_sum": True,
+        "fields": lambda dims, k: sums.fields("s", dims[0]),
+        "fold": lambda m, acc, f: sums.add(m, acc, "s", None, lambda c: m.sum_j(f[c])),
+        "merge": merge,
+        "finalize": lambda m, acc: [acc.s],
+        "vjp": _sum_vjp,
+        "doc": "Sum.",
+    }
 
 
-def _kahan(m: Any, s: Any, c: Any, terms: Any) -> list[Any]:
-    """Kahan's compensated step: c holds what the last addition to s lost."""
-
-    def total(k: Any) -> Any:
-        return s[k] + (terms(k) - c[k])
-
-    return [m.vector(s.dim, lambda k: (total(k) - s[k]) - (terms(k) - c[k])), m.vector(s.dim, total)]
-
-
-KahanSum = reduction(
-    "KahanSum",
-    formulas=(1, 1),
-    outputs=("value",),
-    float_sum=True,
-    vjp=_sum_vjp,
-    doc='Sum with Kahan\'s compensation: what sum_scheme="kahan_scheme" makes of Sum.',
-    fields=lambda dims, k: (Field("c", dims[0], 0.0), Field("s", dims[0], 0.0)),
-    fold=lambda m, acc, f: _kahan(m, acc.s, acc.c, lambda k: m.sum_j(f[k])),
-    merge=lambda m, a, b: _kahan(m, a.s, m.vector(a.s.dim, lambda k: a.c[k] + b.c[k]), lambda k: b.s[k]),
-    finalize=lambda m, acc: [acc.s],
-)
+Sum = reduction("Sum", **_sum(_Plain()), compensated=_sum(_Kahan()))
 
 # Sums of exponentials, shifted by the running maximum ---------------------------------------------------------------
 
@@ -73,59 +93,72 @@ def _shift(m: Any, top: Any) -> Any:
     return m.where(m.eq(m.abs(top), math.inf), 0, top)
 
 
-def _exp_fields(dims: Sequence[int], weights: int) -> tuple[Field, ...]:
-    sums = (max(dims),) if weights == 1 else (dims[0], max(dims))
-    tops = (Field("m", dims[0], -math.inf),)
-    return tops + tuple(Field(name, size, 0.0) for name, size in zip("st"[: len(sums)], sums, strict=True))
+def _at(vector: Any, c: Any) -> Any:
+    """Component c, or the only one."""
+    return vector[0 if vector.dim == 1 else c]
 
 
-def _rescaled(m: Any, top: Any, acc: Any, field: Any, c: Any) -> Any:
-    """A sum kept relative to acc.m, relative to `top`."""
-    k = 0 if top.dim == 1 else c
-    return field[c] * m.exp(acc.m[k] - _shift(m, top[k]))
+class _ExpSums:
+    """sum exp(f - m) for `s`, sum exp(f - m) g for `t`, m being the running maximum; `weights` tells which."""
 
+    def __init__(self, sums: _Sums, weights: str) -> None:
+        self.sums, self.weights = sums, weights
 
-def _top(m: Any, acc: Any, at: Callable[[Any], Any]) -> Any:
-    return m.vector(acc.m.dim, lambda c: m.max(acc.m[c], at(c)))
+    def fields(self, dims: Sequence[int], k: int) -> tuple[Field, ...]:
+        sizes = {"s": dims[0] if "t" in self.weights else max(dims), "t": max(dims)}
+        parts = [self.sums.fields(name, sizes[name]) for name in self.weights]
+        return (Field("m", dims[0], -math.inf), *(field for part in parts for field in part))
 
+    def _rescale(self, m: Any, acc: Any, top: Any) -> Callable[[Any], Any]:
+        """What takes a sum relative to acc.m to one relative to `top`."""
+        return lambda c: m.exp(_at(acc.m, c) - _shift(m, _at(top, c)))
 
-def _exp_sum(m: Any, acc: Any, field: Any, top: Any, f: Any, g: Any = None) -> Any:
-    def at(c: Any) -> Any:
-        kf = 0 if f.dim == 1 else c
-        term = m.exp(f[kf] - _shift(m, top[kf]))
-        return _rescaled(m, top, acc, field, c) + m.sum_j(term if g is None else term * g[0 if g.dim == 1 else c])
+    def fold(self, m: Any, acc: Any, f: Any, g: Any = None) -> list[Any]:
+        top = m.vector(acc.m.dim, lambda c: m.max(acc.m[c], m.max_j(f[c])))
+        result = [top]
+        for name in self.weights:
+            weight = None if name == "s" and "t" in self.weights else g
 
-    return m.vector(field.dim, at)
+            def terms(c: Any, weight: Any = weight) -> Any:
+                term = m.exp(_at(f, c) - _shift(m, _at(top, c)))
+                return m.sum_j(term if weight is None else term * _at(weight, c))
 
+            result += self.sums.add(m, acc, name, self._rescale(m, acc, top), terms)
+        return result
 
-def _shift_exp_fold(m: Any, acc: Any, f: Any, g: Any = None) -> list[Any]:
-    top = _top(m, acc, lambda c: m.max_j(f[c]))
-    return [top, _exp_sum(m, acc, acc.s, top, f, g)]
+    def merge(self, m: Any, a: Any, b: Any) -> list[Any]:
+        top = m.vector(a.m.dim, lambda c: m.max(a.m[c], b.m[c]))
+        rescale = self._rescale(m, b, top)
+        result = [top]
+        for name in self.weights:
+            total, lost = getattr(b, name), getattr(b, "lost_" + name, None)
+            terms = self._scaled(total, rescale)
+            errors = self._scaled(lost, rescale) if lost else None
+            result += self.sums.add(m, a, name, self._rescale(m, a, top), terms, errors)
+        return result
 
-
-def _shift_exp_merge(m: Any, a: Any, b: Any) -> list[Any]:
-    top = _top(m, a, lambda c: b.m[c])
-    return [top, m.vector(a.s.dim, lambda c: _rescaled(m, top, a, a.s, c) + _rescaled(m, top, b, b.s, c))]
+    def _scaled(self, vector: Any, scale: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return lambda c: vector[c] * scale(c)
 
 
 def _log(m: Any, acc: Any) -> list[Any]:
-    return [m.vector(acc.s.dim, lambda c: acc.m[0 if acc.m.dim == 1 else c] + m.log(acc.s[c]))]
+    return [m.vector(acc.s.dim, lambda c: _at(acc.m, c) + m.log(acc.s[c]))]
 
 
-def _concat(m: Any, acc: Any) -> list[Any]:
+def _pair(m: Any, acc: Any) -> list[Any]:
     n = acc.m.dim
     total = n + acc.s.dim
     return [m.vector(total, lambda c: m.piecewise(c, (n, lambda d: acc.m[d]), (total, lambda d: acc.s[d - n])))]
 
 
-def _pair_size(dims: Sequence[int]) -> int:
-    return dims[0] + max(dims)
+def _ratio(m: Any, acc: Any) -> list[Any]:
+    return [m.vector(acc.t.dim, lambda c: acc.t[c] / _at(acc.s, c))]
 
 
 def _lse_vjp(node: Reduction, v: Var, e: Node, out: Node | None) -> Reduction:
     """d log sum exp(f) g = sum exp(f - out) (g df + dg): a softmax average where v is indexed like the result."""
     f, *g = node.args
-    axis = _axis_of(v, node.axis)
+    axis = _axis_for(v)
     if out is None and axis == node.axis and not g and f.dim == 1:
         return Reduction(SumSoftMaxWeight, [f, Grad(f, v, e)], axis)
     if out is None:
@@ -144,71 +177,50 @@ def _lse_vjp(node: Reduction, v: Var, e: Node, out: Node | None) -> Reduction:
 def _softmax_vjp(node: Reduction, v: Var, e: Node, out: Node | None) -> Reduction:
     """d sum p g = sum p ((g - out) df + dg), p the softmax of f, which is known only along the result's axis."""
     f, g = node.args
-    axis = _axis_of(v, node.axis)
+    axis = _axis_for(v)
     if out is None or axis != node.axis or f.dim != 1:
         raise IllTyped(f"the derivative of {node.op.name} by {v.name} cannot be written as one reduction", 1)
     return Reduction(node.op, [f, Grad(f, v, Scalprod(e, g - out)) + Grad(g, v, e)], axis)
 
 
-_SHIFT_EXP = {
-    "outputs": ("value",),
-    "float_sum": True,
-    "fields": lambda dims, k: _exp_fields(dims, 1),
-    "fold": _shift_exp_fold,
-    "merge": _shift_exp_merge,
-}
-Max_SumShiftExp = reduction(
-    "Max_SumShiftExp",
-    formulas=(1, 1),
-    finalize=_concat,
-    size=_pair_size,
-    doc="The pair (m, sum exp(f - m)), m the maximum.",
-    **_SHIFT_EXP,
-)
-Max_SumShiftExpWeight = reduction(
-    "Max_SumShiftExpWeight",
-    formulas=(2, 2),
-    finalize=_concat,
-    size=_pair_size,
-    doc="(m, sum exp(f - m) g).",
-    **_SHIFT_EXP,
-)
-LogSumExp = reduction(
-    "LogSumExp", formulas=(1, 2), finalize=_log, vjp=_lse_vjp, doc="log sum exp(f), or log sum exp(f) g.", **_SHIFT_EXP
-)
-LogSumExpWeight = reduction(
-    "LogSumExpWeight",
-    formulas=(2, 2),
-    finalize=_log,
-    vjp=_lse_vjp,
-    doc="log sum exp(f) g: NaN where the sum is negative, -inf where it is 0.",
-    **_SHIFT_EXP,
-)
+def _declare_exp_sums(name: str, weights: str, **declaration: Any) -> ReductionOp:
+    """A reduction on top of _ExpSums, and its compensated twin."""
+
+    def declared(sums: _Sums) -> dict[str, Any]:
+        parts = _ExpSums(sums, weights)
+        monoid = {"fields": parts.fields, "fold": parts.fold, "merge": parts.merge}
+        return {"outputs": ("value",), "float_sum": True, **monoid, **declaration}
+
+    return reduction(name, **declared(_Plain()), compensated=declared(_Kahan()))
 
 
-def _softmax_fold(m: Any, acc: Any, f: Any, g: Any) -> list[Any]:
-    top = _top(m, acc, lambda c: m.max_j(f[c]))
-    return [top, _exp_sum(m, acc, acc.s, top, f), _exp_sum(m, acc, acc.t, top, f, g)]
-
-
-def _softmax_merge(m: Any, a: Any, b: Any) -> list[Any]:
-    top, sums = _shift_exp_merge(m, a, b)
-    return [top, sums, m.vector(a.t.dim, lambda c: _rescaled(m, top, a, a.t, c) + _rescaled(m, top, b, b.t, c))]
-
-
-_SOFTMAX = {
+_RAW: dict[str, Any] = {"finalize": _pair, "size": lambda dims: dims[0] + max(dims)}
+_LOGARITHM: dict[str, Any] = {"finalize": _log, "vjp": _lse_vjp}
+_SOFTMAX: dict[str, Any] = {
     "formulas": (2, 2),
-    "outputs": ("value",),
-    "float_sum": True,
-    "fields": lambda dims, k: _exp_fields(dims, 2),
-    "fold": _softmax_fold,
-    "merge": _softmax_merge,
-    "finalize": lambda m, acc: [m.vector(acc.t.dim, lambda c: acc.t[c] / acc.s[0 if acc.s.dim == 1 else c])],
+    "finalize": _ratio,
     "vjp": _softmax_vjp,
     "doc": "sum exp(f) g / sum exp(f).",
 }
-SumSoftMaxWeight = reduction("SumSoftMaxWeight", **_SOFTMAX)
-SoftMax = reduction("SoftMax", **_SOFTMAX)
+
+Max_SumShiftExp = _declare_exp_sums(
+    "Max_SumShiftExp", "s", formulas=(1, 1), doc="The pair (m, sum exp(f - m)), m the maximum.", **_RAW
+)
+Max_SumShiftExpWeight = _declare_exp_sums(
+    "Max_SumShiftExpWeight", "s", formulas=(2, 2), doc="(m, sum exp(f - m) g).", **_RAW
+)
+LogSumExp = _declare_exp_sums(
+    "LogSumExp", "s", formulas=(1, 2), doc="log sum exp(f), or log sum exp(f) g.", **_LOGARITHM
+)
+LogSumExpWeight = _declare_exp_sums(
+    "LogSumExpWeight",
+    "s",
+    formulas=(2, 2),
+    doc="log sum exp(f) g: NaN where the sum is negative, -inf where it is 0.",
+    **_LOGARITHM,
+)
+SumSoftMaxWeight = _declare_exp_sums("SumSoftMaxWeight", "st", **_SOFTMAX)
+SoftMax = _declare_exp_sums("SoftMax", "st", **_SOFTMAX)
 
 # Extrema ------------------------------------------------------------------------------------------------------------
 
@@ -259,13 +271,13 @@ class _Extremum:
 
 
 def _declare_extrema(name: str, extremum: _Extremum, word: str) -> None:
-    values = {
+    values: dict[str, Any] = {
         "formulas": (1, 1),
         "fields": extremum.value_fields,
         "fold": extremum.value_fold,
         "merge": extremum.value_merge,
     }
-    pairs = {
+    pairs: dict[str, Any] = {
         "formulas": (1, 1),
         "fields": extremum.pair_fields,
         "fold": extremum.pair_fold,

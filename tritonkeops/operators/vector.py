@@ -9,7 +9,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from tritonkeops.formula.ir import Apply, Const, IllTyped, Node, Operator
+from tritonkeops.formula.ir import Apply, Const, IllTyped, Node, Operator, Var
 from tritonkeops.operators.declare import componentwise, derived, zero_like
 from tritonkeops.operators.elementwise import Rsqrt, Sqrt, Square
 
@@ -55,13 +55,13 @@ def _constant(name: str, static: tuple[str, ...], value: Any, doc: str, example:
 
 
 IntCst: Operator = _constant("IntCst", ("n",), lambda n: Const(n), "The integer n.", (2,))
-IntInv: Operator = _constant("IntInv", ("n",), lambda n: Const(_ratio("IntInv", 1, n)), "1 / n.", (3,))
-RatCst: Operator = _constant("RatCst", ("p", "q"), lambda p, q: Const(_ratio("RatCst", p, q)), "p / q.", (2, 3))
+IntInv: Operator = _constant("IntInv", ("n",), lambda n: Const(_ratio("IntInv", 1, n, 0)), "1 / n.", (3,))
+RatCst: Operator = _constant("RatCst", ("p", "q"), lambda p, q: Const(_ratio("RatCst", p, q, 1)), "p / q.", (2, 3))
 Zero: Operator = _constant("Zero", ("n",), lambda n: Const(0, _positive("Zero", n)), "n zeros.", (3,))
 
 
-def _ratio(name: str, p: int, q: int) -> Fraction:
-    _expect(q != 0, f"{name}: division by zero", 0)
+def _ratio(name: str, p: int, q: int, place: int) -> Fraction:
+    _expect(q != 0, f"{name}: division by zero", place)
     return Fraction(p, q)
 
 
@@ -317,7 +317,7 @@ WeightedSqDist: Operator = derived(
 
 
 def _grad_dim(F: Node, v: Node, e: Node) -> int:
-    _expect(not v.operands and not isinstance(v, Const), f"Grad(F, v, e): v = {v!r}, expected a variable", 1)
+    _expect(isinstance(v, Var), f"Grad(F, v, e): v = {v!r}, expected a variable", 1)
     _expect(e.dim == F.dim, f"Grad(F, v, e): e = {e!r} has dim {e.dim}, expected {F.dim}, the dim of F", 2)
     return v.dim
 

@@ -23,7 +23,7 @@ class GenredBase:
         formula2: weight of LogSumExp, SumSoftMaxWeight and their kin.
         dtype_acc: "auto" (that of the data), "float32" or "float64": the accumulators of sums.
         use_double_acc: the same as dtype_acc="float64".
-        sum_scheme: "auto", "direct_sum", "block_sum" (the default of sums) or "kahan_scheme" (of Sum).
+        sum_scheme: "auto", "direct_sum", "block_sum" (the default of sums) or "kahan_scheme".
         dtype, cuda_type: deprecated and ignored, as in PyKeOps: the dtype is that of the arguments.
         enable_chunks, rec_multVar_highdim, use_fast_math: accepted, without effect: PyKeOps' hints to its own compiler.
 

@@ -304,11 +304,12 @@ class _Body:
         name, k = self.kernel.names[load.attr[0]], load.attr[1]
         if self.kernel.inputs[load.attr[0]].dim == 1:
             return name
-        return f"{name}_{re.sub(r'[^a-z0-9]', '', str(k))}"
+        return f"{name}_{_subscript(k)}"
 
     def _claim(self, name: str) -> str:
         """A name that nothing else has, with or without the number of a row j behind it."""
         copies = range(self.kernel.schedule.unroll)
+        name = re.sub(r"\W+", "_", name)  # a position may be computed: v_(k1 * 2)
         while self.taken & {name, *(f"{name}_{u}" for u in copies)}:
             name += "_"
         self.taken |= {name, *(f"{name}_{u}" for u in copies)}
@@ -669,7 +670,7 @@ class _Body:
             return self._read(
                 f"{self.acc[which]}{name}[{position}][{self.base}l]",
                 value,
-                f"{name}_{position}" if which == "a" else f"{which}_{name}_{position}",
+                f"{name}_{_subscript(position)}" if which == "a" else f"{which}_{name}_{_subscript(position)}",
             )
         source, k = self.kernel.inputs[value.attr[0]], value.attr[1]
         name, position = self.kernel.names[source.position], _position(k, source.dim)
@@ -684,6 +685,11 @@ class _Body:
         terms = [self.expr(arg, u, 4) for arg in value.args]
         choices = [f"{k} < {stop} ? {term} : " for stop, term in zip(stops[:-1], terms[:-1], strict=True)]
         return "".join(choices) + terms[-1]
+
+
+def _subscript(position: Position) -> str:
+    """A component number as part of a name: `2`, `k1`, `k1_3_1` for k1 * 3 + 1."""
+    return re.sub(r"\W+", "_", str(position)).strip("_")
 
 
 def _ctype(dtype: str) -> str:
