@@ -452,9 +452,13 @@ class _Body:
 
     def _read_at_level(self, value: Value, opened: frozenset[Index]) -> Iterable[Value]:
         """Values of this level that a value reads, through unnamed ones and through the bodies of loops."""
+        seen: set[Value] = set()
         stack = list(value.args)
         while stack:
             arg = stack.pop()
+            if arg in seen:
+                continue
+            seen.add(arg)
             if self._computed(arg) and arg.indices <= opened:
                 yield arg
             else:
