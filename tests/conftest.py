@@ -1,6 +1,7 @@
 """Shared by all tests: kernels compiled once and kept between runs, and one way to run a formula on a back end."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,14 +22,18 @@ def program_of(formula, aliases, reduction_op="Sum", axis=1, k=0, formula2=None)
 
 
 def run_program(
-    program, args, backend="c", schedule=None, threads=1, dtype_acc=None, sum_scheme="block_sum", few_rows=0
+    program, args, backend="c", *, threads=1, dtype_acc=None, sum_scheme="block_sum", few_rows=0, **changes
 ):
-    """The outputs of a reduction, each (*batch, rows, components), from one back end on one schedule."""
+    """The outputs of a reduction, each (*batch, rows, components), from one back end.
+
+    `changes` are made to the fields of the schedule that the chooser gives.
+    """
     if backend == "c" and compiler() is None:
         pytest.skip("no C compiler")
     layout = lay_out(program.variables, args, program.reduction.axis)
     dtype = str(args[0].dtype).removeprefix("torch.")
     target = Target(dtype, dtype_acc or dtype, sum_scheme, few_rows)
+    schedule = replace(program.tile(target).schedule, **changes) if changes else None
     kernel = program.kernel(target, schedule) if backend == "c" else program.reference(target)
     kinds = [torch.int64 if kind == "index" else args[0].dtype for kind in program.reduction.op.outputs]
     shape = (*layout.batch, layout.rows, program.reduction.dim)
@@ -45,5 +50,5 @@ def program():
 
 @pytest.fixture(scope="session")
 def run():
-    """run(program, args, backend="c" or "torch", schedule=..., threads=...): a list of outputs."""
+    """run(program, args, backend="c" or "torch", threads=..., block_j=...): a list of outputs."""
     return run_program

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -38,22 +37,35 @@ class Genred(GenredBase):
             results = [x.numpy() for x in self._call(tensors)]
             return results[0] if len(results) == 1 else tuple(results)
         given = out if isinstance(out, tuple) else (out,)
-        self._call(tensors, tuple(torch.from_numpy(x) for x in given))
+        self._call(tensors, tuple(map(_output, given)))
         return out
 
 
 def _tensor(array: Array, var: Var | None) -> Tensor:
-    """A tensor on the array's memory; only reversed and byte-swapped arrays are copied."""
+    """A tensor on the array's memory; only reversed, byte-swapped and unaligned arrays are copied."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{describe(var) if var else 'argument'}: expected an array, got {type(array).__name__}")
     if array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4, 8):
         raise TypeError(f"{describe(var) if var else 'argument'}: expected float32 or float64, got {array.dtype}")
-    if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
-        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-    if any(stride % array.itemsize for stride in array.strides):
-        array = np.ascontiguousarray(array)
-    if array.flags.writeable:
-        return torch.from_numpy(array)
-    with warnings.catch_warnings():  # torch warns of read-only arrays, which a kernel never writes to
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(array)
+    if not array.dtype.isnative or any(stride < 0 or stride % array.itemsize for stride in array.strides):
+        array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Unlocked(array)))
+
+
+class _Unlocked:
+    """The memory of a read-only array, without the flag that torch warns of; a kernel writes to no argument."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
+def _output(array: Array) -> Tensor:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"out: expected an array, got {type(array).__name__}")
+    if not (array.flags.c_contiguous and array.flags.writeable) or any(stride < 0 for stride in array.strides):
+        kind = "" if array.flags.writeable else "read-only "
+        raise ValueError(f"out: expected a contiguous array that can be written, got a {kind}{array.dtype} array of "
+                         f"shape {array.shape} and strides {array.strides}")  # fmt: skip
+    return torch.from_numpy(array)

@@ -131,6 +131,8 @@ class Caller:
         if len(given) != len(plan.outputs):
             raise ValueError(f"out: expected {len(plan.outputs)} tensors, got {len(given)}")
         for tensor, (_, dtype) in zip(given, plan.outputs, strict=True):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"out: expected a tensor, got {type(tensor).__name__}")
             found = (tuple(tensor.shape), tensor.dtype, tensor.device.type, tensor.is_contiguous())
             if found != (plan.public, dtype, "cpu", True):
                 raise ValueError(

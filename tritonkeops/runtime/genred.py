@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 from tritonkeops.compiler import Program, Target, explain
 from tritonkeops.runtime.call import Caller, accuracy
@@ -41,7 +43,7 @@ class GenredBase:
         reduction_op: str = "Sum",
         axis: int = 0,
         dtype: str | None = None,
-        opt_arg: int | None = None,
+        opt_arg: SupportsIndex | None = None,
         formula2: str | None = None,
         cuda_type: str | None = None,
         dtype_acc: str = "auto",
@@ -57,11 +59,11 @@ class GenredBase:
                 warnings.warn(
                     f"{name} is deprecated and ignored: the arguments' dtype counts", UserWarning, stacklevel=3
                 )
-        if opt_arg is not None and not isinstance(opt_arg, int):
+        if opt_arg is not None and not isinstance(opt_arg, SupportsIndex):
             raise TypeError(f"opt_arg: expected an integer K, got {opt_arg!r}")
         self.formula, self.aliases = formula, tuple(aliases)
         self.reduction_op, self.axis, self.opt_arg, self.formula2 = reduction_op, axis, opt_arg, formula2
-        program = Program(formula, aliases, reduction_op, axis, opt_arg or 0, formula2)
+        program = Program(formula, aliases, reduction_op, axis, operator.index(opt_arg or 0), formula2)
         self._call = Caller(program, accuracy(program, dtype_acc, use_double_acc, sum_scheme))
 
     def explain(self, stage: str = "c", dtype: str = "float32") -> str:

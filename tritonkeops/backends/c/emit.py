@@ -63,7 +63,7 @@ class _Emitter:
         self.program, self.schedule = program, program.schedule
         self.real, self.acc = _ctype(dtype), _ctype(dtype_acc)
         self.inputs = {each.position: each for each in program.inputs}
-        self.names = {each.position: _identifier(each.name) for each in program.inputs}
+        self.names = _identifiers(program.inputs)
         self.used = self._used_inputs()
         self.rows = _boundary(program)
 
@@ -702,6 +702,17 @@ def _ctype(dtype: str) -> str:
 
 def _struct(name: str, comment: str, members: list[str]) -> str:
     return "\n".join([f"typedef struct {{ /* {comment} */", *(members or ["  char empty;"]), f"}} {name};\n"])
+
+
+def _identifiers(inputs: Sequence[Input]) -> dict[int, str]:
+    """What each input is called in C, by position; no two alike."""
+    names: dict[int, str] = {}
+    for each in inputs:
+        name = _identifier(each.name)
+        while name in names.values():
+            name += "_"
+        names[each.position] = name
+    return names
 
 
 def _identifier(name: str) -> str:

@@ -1,0 +1,142 @@
+"""Genred on tensors: the constructor's signature, its texts, and what explain prints. Calls are in runtime/test_call."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import tritonkeops
+import tritonkeops.torch as api
+from tritonkeops.errors import FormulaError
+from tritonkeops.numpy import Genred as NumpyGenred
+from tritonkeops.torch import Genred
+
+ALIASES = ["x = Vi(3)", "y = Vj(3)"]
+GAUSSIAN = ("Exp(-SqDist(x,y))", ALIASES)
+
+
+def test_the_signature_is_keops_s() -> None:
+    """PyKeOps 2.3, by inspect.signature, read in LANGUAGE.md section 3.1."""
+    for genred in (Genred, NumpyGenred):
+        parameters = inspect.signature(genred).parameters
+        assert {name: p.default for name, p in parameters.items()} == {
+            "formula": inspect.Parameter.empty, "aliases": inspect.Parameter.empty, "reduction_op": "Sum", "axis": 0,
+            "dtype": None, "opt_arg": None, "formula2": None, "cuda_type": None, "dtype_acc": "auto",
+            "use_double_acc": False, "sum_scheme": "auto", "enable_chunks": True, "rec_multVar_highdim": False,
+            "use_fast_math": True,
+        }  # fmt: skip
+        call = inspect.signature(genred.__call__).parameters
+        assert {name: p.default for name, p in call.items() if p.kind is p.KEYWORD_ONLY} == {
+            "backend": "auto", "device_id": -1, "ranges": None, "out": None,
+        }  # fmt: skip
+
+
+def test_positional_arguments_come_in_keops_s_order() -> None:
+    x, y = torch.rand(5, 3), torch.rand(7, 3)
+    result = Genred("SqDist(x,y)", ALIASES, "ArgKMin", 1, None, 2)(x, y)
+    assert isinstance(result, torch.Tensor) and result.shape == (5, 2)
+
+
+def test_the_default_axis_reduces_over_i() -> None:
+    assert Genred(*GAUSSIAN)(torch.rand(5, 3), torch.rand(7, 3)).shape == (7, 1)  # type: ignore[union-attr]
+
+
+def test_formula_errors_are_value_errors_raised_by_the_constructor() -> None:
+    with pytest.raises(ValueError) as caught:
+        Genred("x + z", ALIASES)
+    assert isinstance(caught.value, FormulaError) and "unknown variable 'z'" in str(caught.value)
+
+
+def test_formula_errors_survive_pickling() -> None:
+    with pytest.raises(FormulaError) as caught:
+        Genred("x + z", ALIASES)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(again) == str(caught.value)
+
+
+def test_repr_names_the_formula() -> None:
+    assert repr(Genred(*GAUSSIAN, axis=1)) == "Genred(Sum_Reduction(Exp(-SqDist(x, y)), 1))"
+
+
+@pytest.mark.parametrize("stage,start", [
+    ("ast", "call Exp"), ("formula", "%x = Vi(0, 3) : 3 {i}"), ("simplified", "%"), ("tile", "tile.program"),
+    ("c", "/*"), ("source", "/*"),
+])  # fmt: skip
+def test_explain(stage: str, start: str) -> None:
+    for dtype in ("float32", "float64"):
+        assert Genred(*GAUSSIAN, axis=1).explain(stage, dtype).startswith(start)
+
+
+def test_explain_names_the_stages_it_knows() -> None:
+    with pytest.raises(ValueError, match="expected one of ast, formula, simplified, tile, c, source; got 'ptx'"):
+        Genred(*GAUSSIAN).explain("ptx")
+
+
+def test_explained_source_names_the_user_s_variables_and_the_formula() -> None:
+    text = Genred("Exp(-SqDist(points,centres))", ["points = Vi(3)", "centres = Vj(3)"], axis=1).explain("c")
+    assert "points" in text and "centres" in text and "Exp(-SqDist(points, centres))" in text
+
+
+NAMES = [
+    "int", "double", "for", "while", "return", "i", "j", "k1", "l", "M", "N", "row", "rows", "cols", "call", "run", "in",
+    "r", "a", "b", "acc", "s", "v", "value", "index", "exp", "sqrt", "real", "acc_t", "idx_t", "stride", "t1", "t2", "x_0",
+    "main", "NAN", "INFINITY", "f32", "select_f32", "NULL", "_", "__", "data", "lane", "unroll", "u", "j0", "e",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [NAMES[n : n + 6] for n in range(0, len(NAMES), 6)], ids=lambda names: ",".join(names))
+def test_any_name_may_be_a_variable_s(names: list[str]) -> None:
+    """Keywords and names of C, of the kernel's frame, and of temporaries; several at once."""
+    aliases = [f"{name} = {('Vi', 'Vj', 'Pm')[n % 3]}(2)" for n, name in enumerate(names)]
+    args = [torch.rand((4, 2) if n % 3 < 2 else 2, dtype=torch.float64) for n in range(len(names))]
+    total = sum(x[:, None] if n % 3 == 0 else x[None] for n, x in enumerate(args))
+    result = Genred(" + ".join(names), aliases, axis=1)(*args)
+    assert isinstance(total, torch.Tensor)
+    torch.testing.assert_close(result, total.expand(4, 4, 2).sum(1))
+
+
+def test_names_that_differ_in_their_ending_only() -> None:
+    aliases = ["x = Vi(2)", "x_ = Vj(2)", "x_1 = Vj(2)", "x1 = Vi(1)", "x_1_ = Vj(1)", "x_0 = Pm(2)"]
+    shapes = [(4, 2), (3, 2), (3, 2), (4, 1), (3, 1), (2,)]
+    args = [torch.rand(shape, dtype=torch.float64) for shape in shapes]
+    result = Genred("x*x_ + x_1*x1 - x_1_*x_0", aliases, axis=1)(*args)
+    x, x_, x_1, x1, x_1_, x_0 = args
+    dense = x[:, None] * x_ + x_1 * x1[:, None] - (x_1_ * x_0)[None]
+    torch.testing.assert_close(result, dense.sum(1))
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_importing_loads_neither_triton_nor_the_parser() -> None:
+    """torch takes its second; nothing of ours may add another."""
+    done = run(
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import tritonkeops.torch\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "print(sorted(new & {'triton', 'lark', 'sympy', 'scipy', 'pandas', 'sklearn', 'pykeops', 'tqdm', 'asyncio'}))\n"
+        "tritonkeops.torch.Genred('x', ['x = Vi(1)'])\n"
+        "print('lark' in sys.modules, 'triton' in sys.modules)"
+    )
+    assert done.stdout == "[]\nTrue False\n", done.stderr
+
+
+def test_nothing_is_printed() -> None:
+    done = run(
+        "import torch, tritonkeops.torch, tritonkeops.numpy\n"
+        "x = torch.rand(5, 3)\n"
+        "tritonkeops.torch.Genred('SqDist(x,y)', ['x = Vi(3)', 'y = Vj(3)'], axis=1)(x, x)\n"
+        "tritonkeops.numpy.Genred('x*y', ['x = Vi(3)', 'y = Vj(3)'], 'ArgMin', axis=1)(x.numpy(), x.numpy())"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_exports() -> None:
+    assert api.__all__ == ["Genred"] and isinstance(tritonkeops.__version__, str)
