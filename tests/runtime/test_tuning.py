@@ -87,7 +87,6 @@ def test_spoilt_answers_are_measured_anew(measuring: Path) -> None:
     path.write_text("{")
     call()
     assert len([entry for entry in cache.entries() if entry.title.startswith("schedule")]) == 1
-    assert all(json.loads(path.read_text()) for path in measuring.glob("*.txt"))
 
 
 def test_an_answer_of_another_version_is_measured_anew(measuring: Path) -> None:

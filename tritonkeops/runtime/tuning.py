@@ -41,9 +41,9 @@ def _tuned(program: Program, target: Target, args: Sequence[Tensor], layout: Lay
     key = cache.digest(
         "schedule", show(program.reduction), repr(target), identity(), repr((sizes, torch.get_num_threads()))
     )
-    known = cache.find(key)
+    known = _known(key)
     if known is not None:
-        return Schedule(**json.loads(known.read_text()))
+        return known
     first = program.tile(target).schedule
     times = {schedule: _time(program, target, schedule, args, layout) for schedule in candidates(first)}
     best = min(times, key=times.__getitem__)
@@ -53,6 +53,15 @@ def _tuned(program: Program, target: Target, args: Sequence[Tensor], layout: Lay
         )
     cache.keep(key, json.dumps(asdict(best)).encode(), ".txt", f"schedule of {program.reduction}")
     return best
+
+
+def _known(key: str) -> Schedule | None:
+    """The answer kept, unless another version of this package wrote it."""
+    path = cache.find(key)
+    try:
+        return Schedule(**json.loads(path.read_text())) if path else None
+    except (OSError, TypeError, ValueError):
+        return None
 
 
 def _time(program: Program, target: Target, schedule: Schedule, args: Sequence[Tensor], layout: Layout) -> float:

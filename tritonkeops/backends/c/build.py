@@ -104,7 +104,7 @@ def _compile(command: list[str], source: str, key: str, title: str) -> Path:
         call = [*command, *flags(), str(text), "-o", str(library), "-lm", "-pthread"]
         log.debug("%s", shlex.join(call))
         done = subprocess.run(call, capture_output=True, text=True, check=False)
-        if done.returncode:
+        if done.returncode or not library.exists():
             kept = cache.directory() / f"{key}-failed.c"
             kept.write_text(source)
             raise BuildError(f"the C compiler failed on {kept} ({title}):\n{done.stderr}\n{shlex.join(call)}")
