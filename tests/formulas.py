@@ -53,10 +53,10 @@ def _guarded(f: Node) -> list[Node]:
     """Unary operators of restricted domain or large range, on an argument that suits them."""
     w, positive = word, 1 + word("Square")(f)
     return [
-        w("Exp")(w("Tanh")(f)), w("Exp")(-w("Square")(f)), w("Log")(positive), w("Sqrt")(positive), w("Rsqrt")(positive),
-        w("Inv")(positive), w("XLogX")(positive), w("Log1p")(w("Square")(f)), w("Expm1")(w("Tanh")(f)),
-        w("Asin")(w("Tanh")(f) / 2), w("Acos")(w("Tanh")(f) / 2), w("Pow")(f, 3), w("Pow")(positive, -2),
-        w("SinXDivX")(positive),
+        w("Exp")(w("Tanh")(f)), w("Exp")(-w("Square")(f)), w("Log")(positive), w("Sqrt")(positive),
+        w("Rsqrt")(positive), w("Inv")(positive), w("XLogX")(positive), w("Log1p")(w("Square")(f)),
+        w("Expm1")(w("Tanh")(f)), w("Asin")(w("Tanh")(f) / 2), w("Acos")(w("Tanh")(f) / 2), w("Pow")(f, 3),
+        w("Pow")(positive, -2), w("SinXDivX")(positive),
     ]  # fmt: skip
 
 
@@ -170,7 +170,9 @@ def reductions(draw: st.DrawFn, dims: Sequence[int] = (1, 2, 3, 4), depth: int =
 # Values -------------------------------------------------------------------------------------------------------------
 
 
-def values_for(pool: Sequence[Var], M: int = 5, N: int = 7, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[Var, Tensor]:
+def values_for(
+    pool: Sequence[Var], M: int = 5, N: int = 7, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> dict[Var, Tensor]:
     """Random values as the evaluator takes them, (dim, M or 1, N or 1); the same for the same arguments."""
     found = {}
     for var in pool:

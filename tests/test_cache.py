@@ -40,7 +40,9 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def start(code: str = CALL, **environment: str) -> subprocess.Popen[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen([sys.executable, "-c", code], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
@@ -85,7 +87,9 @@ def test_a_file_that_was_altered_counts_as_absent(spoil: bytes) -> None:
     assert cache.keep("key", b"content", ".txt", "title") == path and cache.find("key") == path
 
 
-@pytest.mark.parametrize("record", ["", "{", "[]", "null", '{"file": "x"}', '{"file": 3, "sha256": 4}', '"text"', "\xff\xfe"])
+@pytest.mark.parametrize(
+    "record", ["", "{", "[]", "null", '{"file": "x"}', '{"file": 3, "sha256": 4}', '"text"', "\xff\xfe"]
+)
 def test_a_record_that_cannot_be_read_counts_as_absent(empty_cache: Path, record: str) -> None:
     cache.keep("key", b"content", ".txt", "title")
     (empty_cache / "key.json").write_text(record, encoding="latin-1")
@@ -159,8 +163,8 @@ def test_spoilt_kernels_are_rebuilt(empty_cache: Path, compiled: Path, spoil: st
     assert cache.find(record.stem) is not None
 
 
-RACE = f"""
-import os, torch, tritonkeops.torch
+RACE = """
+import os, torch, torch.testing, tritonkeops.torch
 ready, go = os.pipe(), os.pipe()
 children = []
 for _ in range(8):
@@ -209,7 +213,9 @@ def test_eight_threads_race(empty_cache: Path) -> None:
     assert len(libraries(empty_cache)) == 1
 
 
-def test_a_directory_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_cannot_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A path through a file cannot be made by anyone, root included; a temporary directory serves, and is said once."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TRITONKEOPS_CACHE_DIR", str(tmp_path / "file" / "cache"))
@@ -238,7 +244,9 @@ def fake_compiler(folder: Path, script: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("environment", [{"PATH": "/nonexistent", "CC": ""}, {"CC": "no-such-compiler -O2"}], ids=["none", "CC"])
+@pytest.mark.parametrize(
+    "environment", [{"PATH": "/nonexistent", "CC": ""}, {"CC": "no-such-compiler -O2"}], ids=["none", "CC"]
+)
 def test_no_compiler(environment: dict[str, str]) -> None:
     """One clear warning, and the torch back end computes the same."""
     out, err = finish(start(CALL + CALL.replace("0.125", "0.25").replace("* 0.25)", "* 0.25)"), **environment))
@@ -262,14 +270,18 @@ def test_a_compiler_that_fails(tmp_path: Path, empty_cache: Path, monkeypatch: p
     ("exit 0", "fakecc"),
     ('for last; do :; done; while [ "$1" != "-o" ]; do shift; done; echo junk > "$2"', "cannot load"),
 ])  # fmt: skip
-def test_a_compiler_that_makes_nothing_of_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str) -> None:
+def test_a_compiler_that_makes_nothing_of_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
+) -> None:
     monkeypatch.setenv("CC", fake_compiler(tmp_path, script))
     with pytest.raises(BuildError, match=said):
         compute()
 
 
 @needs_compiler
-def test_another_compiler_s_kernels_are_not_used(tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_compiler_s_kernels_are_not_used(
+    tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compute()
     real = compiler()
     assert real is not None
@@ -305,7 +317,9 @@ def test_debug_prints_stages(
 
 
 @needs_compiler
-def test_dump_writes_numbered_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_dump_writes_numbered_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("TRITONKEOPS_DUMP", str(tmp_path / "deep" / "dump"))
     compute()
     files = sorted(path.name for path in (tmp_path / "deep" / "dump").iterdir())

@@ -128,7 +128,7 @@ def _version(package: str) -> str:
 
 def _machine() -> dict[str, str]:
     """Compiler, CPU and devices, as the compiler pipeline sees them."""
-    import torch
+    import torch  # takes a second to import, which --help and the tables need not wait for
 
     from tritonkeops.backends.c.build import compiler
     from tritonkeops.tile.schedule import vector_bytes

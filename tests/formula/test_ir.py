@@ -18,7 +18,12 @@ from tritonkeops.formula import ir
 from tritonkeops.formula.ir import Apply, Category, Const, IllTyped, Node, Reduction, Var, postorder, rebuild, variables
 from tritonkeops.formula.rewrite import rewrite, substitute
 
-x, y, b, p = Var(0, 3, Category.I, "x"), Var(1, 3, Category.J, "y"), Var(2, 1, Category.J, "b"), Var(3, 1, Category.P, "p")
+x, y, b, p = (
+    Var(0, 3, Category.I, "x"),
+    Var(1, 3, Category.J, "y"),
+    Var(2, 1, Category.J, "b"),
+    Var(3, 1, Category.P, "p"),
+)
 
 
 def gaussian() -> Node:

@@ -95,9 +95,7 @@ def plain(node: Node) -> Node:
 def test_a_line_per_node_with_shared_ones_once() -> None:
     x = Var(0, 3, Category.I, "x")
     node: Node = x * x + x * x
-    assert show(node) == (
-        "%x = Vi(0, 3) : 3 {i}\n%1 = Mult(%x, %x) : 3 {i}\n%2 = Add(%1, %1) : 3 {i}\n"
-    )
+    assert show(node) == ("%x = Vi(0, 3) : 3 {i}\n%1 = Mult(%x, %x) : 3 {i}\n%2 = Add(%1, %1) : 3 {i}\n")
 
 
 def test_constants_are_written_exactly() -> None:
@@ -120,5 +118,5 @@ def test_text_that_cannot_be_read(text: str, message: str) -> None:
 @pytest.mark.parametrize("text", ["%1 = Exp(%x) : 3 {i}", "%x = Vi(0, 3) : 3 {i}\n%1 = reduce Frob(%x) over j : 3 {i}",
                                   "%x = Vi(0, 3) : 3 {i}\n%1 = reduce Exp(%x) over j : 3 {i}"])  # fmt: skip
 def test_unknown_names_are_value_errors(text: str) -> None:
-    with pytest.raises(ValueError, match="line [12]: cannot read"):
+    with pytest.raises(ValueError, match=r"line [12]: cannot read"):
         read(text)

@@ -73,7 +73,9 @@ def test_errors_come_in_reading_order(path: Path) -> None:
 
 
 def test_aliases_are_a_list() -> None:
-    with pytest.raises(TypeError, match="aliases: expected a list of strings such as 'x = Vi.3.', got the string 'x = Vi"):
+    with pytest.raises(
+        TypeError, match=r"aliases: expected a list of strings such as 'x = Vi.3.', got the string 'x = Vi"
+    ):
         infer("x", "x = Vi(3)")
 
 
@@ -86,30 +88,36 @@ def test_texts_are_strings(formula: Any, aliases: Any) -> None:
 # Variables ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("formula,aliases", [
-    ("SqDist(x,y)", ["x = Vi(3)", "y = Vj(3)"]),
-    ("SqDist(x,y)", ["x=Vi(0,3)", "y=Vj(1,3)"]),
-    ("SqDist(x,y)", [" y = Vj( 1 , 3 ) ", "x = Vi(0,3)"]),
-    ("SqDist(x,y)", ["x = Vx(3)", "y = Vy(3)"]),
-    ("SqDist(x,y)", ["x = Var(0,3,0)", "y = Var(1,3,1)"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "formula,aliases",
+    [
+        ("SqDist(x,y)", ["x = Vi(3)", "y = Vj(3)"]),
+        ("SqDist(x,y)", ["x=Vi(0,3)", "y=Vj(1,3)"]),
+        ("SqDist(x,y)", [" y = Vj( 1 , 3 ) ", "x = Vi(0,3)"]),
+        ("SqDist(x,y)", ["x = Vx(3)", "y = Vy(3)"]),
+        ("SqDist(x,y)", ["x = Var(0,3,0)", "y = Var(1,3,1)"]),
+    ],
+)
 def test_ways_to_declare_the_same(formula: str, aliases: list[str]) -> None:
     assert infer(formula, aliases, axis=1).root is Reduction(reduction("Sum"), [word("SqDist")(x, y)], 1)
 
 
-@pytest.mark.parametrize("formula,aliases,names", [
-    ("SqDist(Vi(0,3),Vj(1,3))*Pm(2,1)", [], ["v0", "v1", "v2"]),
-    ("SqDist(Var(0,3,0),Var(1,3,1))*Var(2,1,2)", [], ["v0", "v1", "v2"]),
-    ("SqDist(x,Vj(1,3))*Pm(2,1)", ["x = Vi(3)"], ["x", "v1", "v2"]),
-    ("SqDist(Vi(0,3),y)*Vj(2,1)", ["y = Vj(1,3)"], ["v0", "y", "v2"]),
-    ("SqDist(x,Vi(0,3))*Vi(0,3)", ["x = Vi(3)"], ["x"]),
-    ("SqDist(Vi(0,3),v0)", ["v0 = Vj(1,3)"], ["v0_", "v0"]),
-    ("SqDist(Var(0,3,0),v0)", ["Var(0,3,0)", "v0 = Vj(1,3)"], ["v0_", "v0"]),
-    ("x", ["x = Vi(3)", "y = Vj(2)", "unused = Pm(7)"], ["x", "y", "unused"]),
-    ("x", ["Vi(3)", "x = Vj(3)"], ["v0", "x"]),
-    ("x + y", ["x = Vi(0,3)", "y = Vi(0,3)"], ["x"]),
-    ("Pm(3,1)*(Vj(1,3)|Vi(2,3))", ["p = Pm(2)"], ["p", "v1", "v2", "v3"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "formula,aliases,names",
+    [
+        ("SqDist(Vi(0,3),Vj(1,3))*Pm(2,1)", [], ["v0", "v1", "v2"]),
+        ("SqDist(Var(0,3,0),Var(1,3,1))*Var(2,1,2)", [], ["v0", "v1", "v2"]),
+        ("SqDist(x,Vj(1,3))*Pm(2,1)", ["x = Vi(3)"], ["x", "v1", "v2"]),
+        ("SqDist(Vi(0,3),y)*Vj(2,1)", ["y = Vj(1,3)"], ["v0", "y", "v2"]),
+        ("SqDist(x,Vi(0,3))*Vi(0,3)", ["x = Vi(3)"], ["x"]),
+        ("SqDist(Vi(0,3),v0)", ["v0 = Vj(1,3)"], ["v0_", "v0"]),
+        ("SqDist(Var(0,3,0),v0)", ["Var(0,3,0)", "v0 = Vj(1,3)"], ["v0_", "v0"]),
+        ("x", ["x = Vi(3)", "y = Vj(2)", "unused = Pm(7)"], ["x", "y", "unused"]),
+        ("x", ["Vi(3)", "x = Vj(3)"], ["v0", "x"]),
+        ("x + y", ["x = Vi(0,3)", "y = Vi(0,3)"], ["x"]),
+        ("Pm(3,1)*(Vj(1,3)|Vi(2,3))", ["p = Pm(2)"], ["p", "v1", "v2", "v3"]),
+    ],
+)
 def test_variables_inline_and_as_aliases(formula: str, aliases: list[str], names: list[str]) -> None:
     variables = infer(formula, aliases).variables
     assert [v.name for v in variables] == names
@@ -125,11 +133,22 @@ def test_keops_tutorial_formula() -> None:
 # Expressions --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text,value", [
-    ("0.1", Fraction(1, 10)), ("2", 2), ("1e-3", Fraction(1, 1000)), (".5", Fraction(1, 2)), ("2.", 2),
-    ("16777217", 16777217), ("IntCst(16777217)", 16777217), ("IntCst(-2)", -2), ("IntInv(3)", Fraction(1, 3)),
-    ("RatCst(2,3)", Fraction(2, 3)), ("0.30000000000000004", Fraction("0.30000000000000004")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text,value",
+    [
+        ("0.1", Fraction(1, 10)),
+        ("2", 2),
+        ("1e-3", Fraction(1, 1000)),
+        (".5", Fraction(1, 2)),
+        ("2.", 2),
+        ("16777217", 16777217),
+        ("IntCst(16777217)", 16777217),
+        ("IntCst(-2)", -2),
+        ("IntInv(3)", Fraction(1, 3)),
+        ("RatCst(2,3)", Fraction(2, 3)),
+        ("0.30000000000000004", Fraction("0.30000000000000004")),
+    ],
+)
 def test_literals_are_exact(text: str, value: Fraction) -> None:
     from tritonkeops.passes.differentiate import expand  # IntCst and its kin are words for constants
 
@@ -137,8 +156,17 @@ def test_literals_are_exact(text: str, value: Fraction) -> None:
     assert isinstance(node, Const) and node.value == value
 
 
-@pytest.mark.parametrize("text,value", [("0.1*a", 0.1), ("16777217*a", 16777217.0), ("a/3", 1 / 3), ("IntInv(3)*a", 1 / 3),
-                                        ("a*0.30000000000000004", 0.30000000000000004), ("1e300*a", 1e300)])  # fmt: skip
+@pytest.mark.parametrize(
+    "text,value",
+    [
+        ("0.1*a", 0.1),
+        ("16777217*a", 16777217.0),
+        ("a/3", 1 / 3),
+        ("IntInv(3)*a", 1 / 3),
+        ("a*0.30000000000000004", 0.30000000000000004),
+        ("1e300*a", 1e300),
+    ],
+)
 def test_literals_are_rounded_once(text: str, value: float) -> None:
     from tritonkeops.torch import Genred  # the whole way, through C, in float64
 
@@ -148,27 +176,57 @@ def test_literals_are_rounded_once(text: str, value: float) -> None:
     assert isinstance(result, torch.Tensor) and float(result) == pytest.approx(value, rel=2.3e-16)
 
 
-@pytest.mark.parametrize("text,same", [
-    ("-x**2", "-(x**2)"), ("-x*y", "(-x)*y"), ("x - y - x", "(x - y) - x"), ("x / y * x", "(x / y) * x"),
-    ("x + y * x", "x + (y * x)"), ("x | y + x", "x | (y + x)"), ("x | y * x", "x | (y * x)"), ("2 ** -x", "2 ** (-x)"),
-    ("x ** y ** x", "x ** (y ** x)"), ("x + y < x * y", "(x + y) < (x * y)"), ("x|y < a", "(x|y) < a"),
-    ("x-y|x", "(x-y)|x"), ("- -x", "-(-x)"), ("+x", "x"), ("((x))", "x"), (" x\n+\ty ", "x+y"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text,same",
+    [
+        ("-x**2", "-(x**2)"),
+        ("-x*y", "(-x)*y"),
+        ("x - y - x", "(x - y) - x"),
+        ("x / y * x", "(x / y) * x"),
+        ("x + y * x", "x + (y * x)"),
+        ("x | y + x", "x | (y + x)"),
+        ("x | y * x", "x | (y * x)"),
+        ("2 ** -x", "2 ** (-x)"),
+        ("x ** y ** x", "x ** (y ** x)"),
+        ("x + y < x * y", "(x + y) < (x * y)"),
+        ("x|y < a", "(x|y) < a"),
+        ("x-y|x", "(x-y)|x"),
+        ("- -x", "-(-x)"),
+        ("+x", "x"),
+        ("((x))", "x"),
+        (" x\n+\ty ", "x+y"),
+    ],
+)
 def test_precedence(text: str, same: str) -> None:
     assert typed(text) is typed(same)
 
 
-@pytest.mark.parametrize("symbol,name", [
-    ("+", "Add"), ("-", "Subtract"), ("*", "Mult"), ("/", "Divide"), ("**", "Powf"), ("|", "Scalprod"), ("<", "LessThan"),
-    ("<=", "LessOrEqual"), (">", "GreaterThan"), (">=", "GreaterOrEqual"), ("==", "Equal"), ("!=", "NotEqual"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "symbol,name",
+    [
+        ("+", "Add"),
+        ("-", "Subtract"),
+        ("*", "Mult"),
+        ("/", "Divide"),
+        ("**", "Powf"),
+        ("|", "Scalprod"),
+        ("<", "LessThan"),
+        ("<=", "LessOrEqual"),
+        (">", "GreaterThan"),
+        (">=", "GreaterOrEqual"),
+        ("==", "Equal"),
+        ("!=", "NotEqual"),
+    ],
+)
 def test_symbols(symbol: str, name: str) -> None:
     assert typed(f"x {symbol} y") is word(name)(x, y)
     assert typed(f"x {symbol} 0.5") is word(name)(x, Const(Fraction(1, 2)))
     assert typed(f"2 {symbol} x") is word(name)(Const(2), x)
 
 
-@pytest.mark.parametrize("text", ["x**2", "x**3", "x**0.5", "x**-1", "x**2.5", "x**b", "Clamp(x,0,1)", "IfElse(x,2,3.5)", "x==1"])
+@pytest.mark.parametrize(
+    "text", ["x**2", "x**3", "x**0.5", "x**-1", "x**2.5", "x**b", "Clamp(x,0,1)", "IfElse(x,2,3.5)", "x==1"]
+)
 def test_numbers_as_operands(text: str) -> None:
     assert typed(text).dim == 3
 
@@ -180,7 +238,9 @@ def test_powers_mean_powers() -> None:
         torch.testing.assert_close(dense(typed(f"x**{power}"), values).expand_as(expected), expected)
 
 
-@pytest.mark.parametrize("name", sorted(name for name, op in words.items() if isinstance(op, Operator) and not op.symbol))
+@pytest.mark.parametrize(
+    "name", sorted(name for name, op in words.items() if isinstance(op, Operator) and not op.symbol)
+)
 def test_every_operator_is_typed_by_its_name(name: str) -> None:
     op = word(name)
     if "Grad" in name:

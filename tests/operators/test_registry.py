@@ -18,7 +18,7 @@ from tritonkeops.passes.differentiate import differentiate, expand
 from tritonkeops.passes.simplify import simplify
 from tritonkeops.tile.schedule import Schedule, vector_bytes
 
-I, J, P = Category
+I, J, P = Category  # noqa: E741
 OPERATORS = {name: op for name, op in words.items() if isinstance(op, Operator) and op not in STRUCTURAL}
 ROWS = 37  # no multiple of any number of lanes: the last tile is masked
 COLUMNS = 3  # equal ones, two of them folded together and one left over
@@ -244,7 +244,7 @@ def test_derivatives_agree_with_autograd(op):
         inputs = list(node.operands)
         e, e2 = Var(len(dims), node.dim, I, "e"), None
         values = {v: dense(v, sample(op, n, v.dim)).requires_grad_() for n, v in enumerate(inputs)}
-        values[e] = torch.linspace(-1, 1.5, node.dim * ROWS, dtype=torch.float64).view(node.dim, ROWS, 1).requires_grad_()
+        values[e] = torch.linspace(-1, 1.5, node.dim * ROWS, dtype=torch.float64).view(-1, ROWS, 1).requires_grad_()
         output = evaluate(node, values, like).expand(-1, ROWS, 1)
         first = torch_vjp(output, [values[v] for v in inputs], values[e])
         for v, expected in zip(inputs, first, strict=True):

@@ -182,4 +182,4 @@ def test_scalars_meet_before_they_touch_a_vector() -> None:
     """The normal form of products: constant * scalars * vectors, what varies with one axis together."""
     x, b, p = Var(0, 3, Category.I, "x"), Var(1, 1, Category.J, "b"), Var(2, 1, Category.P, "p")
     assert simplify((b * x) * 2 * p) is simplify(p * (x * (b * 2)))
-    assert repr(simplify((b * x) * 2 * p)) == "(((2 * p) * b) * x)"
+    assert repr(simplify((b * x) * 2 * p)) == "2 * p * b * x"

@@ -47,33 +47,82 @@ def changed(place: int, tensor: Any, dtype: torch.dtype = torch.float64) -> list
 
 F64 = torch.float64
 WRONG = {
-    "too few": (ValueError, tensors()[:3], r"expected 4 tensors \(x = Vi\(3\), y = Vj\(3\), b = Vj\(2\), p = Pm\(1\)\), got 3"),
+    "too few": (
+        ValueError,
+        tensors()[:3],
+        r"expected 4 tensors \(x = Vi\(3\), y = Vj\(3\), b = Vj\(2\), p = Pm\(1\)\), got 3",
+    ),
     "too many": (ValueError, [*tensors(), tensors()[0]], "expected 4 tensors .*, got 5"),
     "none": (ValueError, [], "expected 4 tensors .*, got 0"),
     "a list": (TypeError, changed(0, [[1.0, 2.0, 3.0]]), r"x = Vi\(3\): expected a tensor, got list"),
     "an array": (TypeError, changed(1, tensors()[1].numpy()), r"y = Vj\(3\): expected a tensor, got ndarray"),
     "a number": (TypeError, changed(3, 0.5), r"p = Pm\(1\): expected a tensor, got float"),
     "None": (TypeError, changed(2, None), r"b = Vj\(2\): expected a tensor, got NoneType"),
-    "int": (TypeError, changed(1, torch.ones(7, 3, dtype=torch.int64)), r"y = Vj\(3\): expected float32 or float64, got torch.int64"),
-    "bool": (TypeError, changed(0, torch.ones(5, 3, dtype=torch.bool)), r"x = Vi\(3\): expected float32 or float64, got torch.bool"),
+    "int": (
+        TypeError,
+        changed(1, torch.ones(7, 3, dtype=torch.int64)),
+        r"y = Vj\(3\): expected float32 or float64, got torch.int64",
+    ),
+    "bool": (
+        TypeError,
+        changed(0, torch.ones(5, 3, dtype=torch.bool)),
+        r"x = Vi\(3\): expected float32 or float64, got torch.bool",
+    ),
     "complex": (TypeError, changed(0, torch.ones(5, 3, dtype=torch.complex64)), r"x = Vi\(3\): .* got torch.complex64"),
     "half": (NotImplementedError, tensors(torch.float16), r"x = Vi\(3\): torch.float16 is not there yet"),
     "bfloat16": (NotImplementedError, tensors(torch.bfloat16), r"x = Vi\(3\): torch.bfloat16 is not there yet"),
-    "mixed": (TypeError, changed(2, torch.ones(7, 2)), r"b = Vj\(2\) is torch.float32 and x = Vi\(3\) is torch.float64: expected one dtype"),
-    "dim of x": (ValueError, changed(0, torch.ones(5, 4, dtype=F64)), r"x = Vi\(3\): expected shape \(..., M, 3\), got \(5, 4\)"),
-    "dim of y": (ValueError, changed(1, torch.ones(7, 1, dtype=F64)), r"y = Vj\(3\): expected shape \(..., N, 3\), got \(7, 1\)"),
-    "1-D x": (ValueError, changed(0, torch.ones(3, dtype=F64)), r"x = Vi\(3\): expected shape \(..., M, 3\), got \(3,\)"),
-    "0-D y": (ValueError, changed(1, torch.tensor(3.0, dtype=F64)), r"y = Vj\(3\): expected shape \(..., N, 3\), got \(\)"),
-    "dim of p": (ValueError, changed(3, torch.ones(2, dtype=F64)), r"p = Pm\(1\): expected shape \(..., 1\), got \(2,\)"),
+    "mixed": (
+        TypeError,
+        changed(2, torch.ones(7, 2)),
+        r"b = Vj\(2\) is torch.float32 and x = Vi\(3\) is torch.float64: expected one dtype",
+    ),
+    "dim of x": (
+        ValueError,
+        changed(0, torch.ones(5, 4, dtype=F64)),
+        r"x = Vi\(3\): expected shape \(..., M, 3\), got \(5, 4\)",
+    ),
+    "dim of y": (
+        ValueError,
+        changed(1, torch.ones(7, 1, dtype=F64)),
+        r"y = Vj\(3\): expected shape \(..., N, 3\), got \(7, 1\)",
+    ),
+    "1-D x": (
+        ValueError,
+        changed(0, torch.ones(3, dtype=F64)),
+        r"x = Vi\(3\): expected shape \(..., M, 3\), got \(3,\)",
+    ),
+    "0-D y": (
+        ValueError,
+        changed(1, torch.tensor(3.0, dtype=F64)),
+        r"y = Vj\(3\): expected shape \(..., N, 3\), got \(\)",
+    ),
+    "dim of p": (
+        ValueError,
+        changed(3, torch.ones(2, dtype=F64)),
+        r"p = Pm\(1\): expected shape \(..., 1\), got \(2,\)",
+    ),
     "lengths": (ValueError, changed(2, torch.ones(8, 2, dtype=F64)), r"y = Vj\(3\) has 7 rows and b = Vj\(2\) has 8"),
     "batches": (
-        ValueError, [torch.ones(2, 5, 3), torch.ones(4, 7, 3), torch.ones(7, 2), torch.ones(1)],
+        ValueError,
+        [torch.ones(2, 5, 3), torch.ones(4, 7, 3), torch.ones(7, 2), torch.ones(1)],
         r"y = Vj\(3\) has batch dimensions \(4,\), x = Vi\(3\) has 2 in dimension -1 of its own: they do not broadcast",
     ),
-    "meta": (NotImplementedError, [x.to("meta") for x in tensors()], r"x = Vi\(3\) is on meta: only CPU tensors are served yet"),
-    "devices": (ValueError, changed(1, tensors()[1].to("meta")), r"y = Vj\(3\) is on meta and x = Vi\(3\) on cpu: expected one device"),
-    "gradients": (NotImplementedError, changed(0, tensors()[0].requires_grad_()), "gradients by autograd are not there yet"),
-}  # fmt: skip
+    "meta": (
+        NotImplementedError,
+        [x.to("meta") for x in tensors()],
+        r"x = Vi\(3\) is on meta: only CPU tensors are served yet",
+    ),
+    "devices": (
+        ValueError,
+        changed(1, tensors()[1].to("meta")),
+        r"y = Vj\(3\) is on meta and x = Vi\(3\) on cpu: expected one device",
+    ),
+    "gradients": (
+        NotImplementedError,
+        changed(0, tensors()[0].requires_grad_()),
+        "gradients by autograd are not there yet",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -84,7 +133,9 @@ def test_what_does_not_fit_is_named(gaussian: Genred, case: str) -> None:
 
 
 def test_two_vi_of_different_length() -> None:
-    with pytest.raises(ValueError, match=r"x = Vi\(3\) has 5 rows and a = Vi\(1\) has 6: variables indexed by i have one"):
+    with pytest.raises(
+        ValueError, match=r"x = Vi\(3\) has 5 rows and a = Vi\(1\) has 6: variables indexed by i have one"
+    ):
         Genred("x*a", ["x = Vi(3)", "a = Vi(1)"], axis=0)(torch.ones(5, 3), torch.ones(6, 1))
 
 
@@ -113,23 +164,30 @@ def test_detached_gradients_are_served(gaussian: Genred) -> None:
 # Options ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options,kind,message", [
-    ({"backend": "cuda"}, ValueError, "backend='cuda': expected one of 'auto', 'CPU', 'GPU', 'GPU_1D'"),
-    ({"backend": "cpu"}, ValueError, "backend='cpu': expected one of"),
-    ({"backend": None}, ValueError, "backend=None: expected one of"),
-    ({"backend": "GPU"}, NotImplementedError, "the GPU back end is not there yet; use 'auto' or 'CPU'"),
-    ({"backend": "GPU_1D"}, NotImplementedError, "not there yet"),
-    ({"backend": "GPU_2D_host"}, NotImplementedError, "not there yet"),
-    ({"device_id": -2}, ValueError, "device_id=-2: expected -1 or the number of a device"),
-    ({"device_id": "cpu"}, ValueError, "device_id='cpu': expected"),
-    ({"ranges": (torch.ones(1),) * 6}, NotImplementedError, "ranges: block-sparse reductions are not there yet"),
-])  # fmt: skip
-def test_options_that_do_not_fit(gaussian: Genred, options: dict[str, Any], kind: type[Exception], message: str) -> None:
+@pytest.mark.parametrize(
+    "options,kind,message",
+    [
+        ({"backend": "cuda"}, ValueError, "backend='cuda': expected one of 'auto', 'CPU', 'GPU', 'GPU_1D'"),
+        ({"backend": "cpu"}, ValueError, "backend='cpu': expected one of"),
+        ({"backend": None}, ValueError, "backend=None: expected one of"),
+        ({"backend": "GPU"}, NotImplementedError, "the GPU back end is not there yet; use 'auto' or 'CPU'"),
+        ({"backend": "GPU_1D"}, NotImplementedError, "not there yet"),
+        ({"backend": "GPU_2D_host"}, NotImplementedError, "not there yet"),
+        ({"device_id": -2}, ValueError, "device_id=-2: expected -1 or the number of a device"),
+        ({"device_id": "cpu"}, ValueError, "device_id='cpu': expected"),
+        ({"ranges": (torch.ones(1),) * 6}, NotImplementedError, "ranges: block-sparse reductions are not there yet"),
+    ],
+)
+def test_options_that_do_not_fit(
+    gaussian: Genred, options: dict[str, Any], kind: type[Exception], message: str
+) -> None:
     with pytest.raises(kind, match=message):
         gaussian(*tensors(), **options)
 
 
-@pytest.mark.parametrize("options", [{"backend": "auto"}, {"backend": "CPU"}, {"device_id": -1}, {"device_id": 0}, {"ranges": None}])
+@pytest.mark.parametrize(
+    "options", [{"backend": "auto"}, {"backend": "CPU"}, {"device_id": -1}, {"device_id": 0}, {"ranges": None}]
+)
 def test_options_that_fit(gaussian: Genred, options: dict[str, Any]) -> None:
     assert torch.equal(gaussian(*tensors(), **options), gaussian(*tensors()))  # type: ignore[arg-type]
 
@@ -139,15 +197,26 @@ def test_unknown_options(gaussian: Genred) -> None:
         gaussian(*tensors(), back_end="auto")  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("options,kind,message", [
-    ({"dtype_acc": "float64", "use_double_acc": True}, ValueError, "dtype_acc or use_double_acc, not both"),
-    ({"dtype_acc": "double"}, ValueError, "dtype_acc='double': expected one of 'auto', 'float16', 'float32', 'float64'"),
-    ({"sum_scheme": "kahan"}, ValueError, "sum_scheme='kahan': expected one of 'auto', 'direct_sum', 'block_sum', 'kahan_scheme'"),
-    ({"reduction_op": "Min", "dtype_acc": "float64"}, ValueError, "Min does not sum floats, expected 'auto'"),
-    ({"reduction_op": "Min", "sum_scheme": "block_sum"}, ValueError, "Min does not sum floats"),
-    ({"opt_arg": 2.0}, TypeError, "opt_arg: expected an integer K, got 2.0"),
-    ({"opt_arg": "3"}, TypeError, "opt_arg: expected an integer K, got '3'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options,kind,message",
+    [
+        ({"dtype_acc": "float64", "use_double_acc": True}, ValueError, "dtype_acc or use_double_acc, not both"),
+        (
+            {"dtype_acc": "double"},
+            ValueError,
+            "dtype_acc='double': expected one of 'auto', 'float16', 'float32', 'float64'",
+        ),
+        (
+            {"sum_scheme": "kahan"},
+            ValueError,
+            "sum_scheme='kahan': expected one of 'auto', 'direct_sum', 'block_sum', 'kahan_scheme'",
+        ),
+        ({"reduction_op": "Min", "dtype_acc": "float64"}, ValueError, "Min does not sum floats, expected 'auto'"),
+        ({"reduction_op": "Min", "sum_scheme": "block_sum"}, ValueError, "Min does not sum floats"),
+        ({"opt_arg": 2.0}, TypeError, "opt_arg: expected an integer K, got 2.0"),
+        ({"opt_arg": "3"}, TypeError, "opt_arg: expected an integer K, got '3'"),
+    ],
+)
 def test_constructor_options_that_do_not_fit(options: dict[str, Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         Genred(FORMULA, ALIASES, axis=1, **options)
@@ -220,20 +289,25 @@ def test_out_of_two_results() -> None:
     assert torch.equal(out[1], torch.cdist(x, y).argmin(1, keepdim=True))
     with pytest.raises(ValueError, match="out: expected 2 tensors, got 1"):
         genred(x, y, out=out[0])
-    with pytest.raises(ValueError, match="out: expected a contiguous torch.int64 tensor"):
+    with pytest.raises(ValueError, match=r"out: expected a contiguous torch.int64 tensor"):
         genred(x, y, out=(out[0], out[0]))
 
 
-@pytest.mark.parametrize("out,got", [
-    (torch.empty(5, 3, dtype=F64), r"got torch.float64 \(5, 3\) on cpu$"),
-    (torch.empty(7, 2, dtype=F64), r"got torch.float64 \(7, 2\) on cpu"),
-    (torch.empty(1, 5, 2, dtype=F64), r"got torch.float64 \(1, 5, 2\) on cpu"),
-    (torch.empty(5, 2), r"got torch.float32 \(5, 2\) on cpu"),
-    (torch.empty(2, 5, dtype=F64).T, r"got torch.float64 \(5, 2\) on cpu, not contiguous"),
-    (torch.empty(5, 2, dtype=F64, device="meta"), r"got torch.float64 \(5, 2\) on meta"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "out,got",
+    [
+        (torch.empty(5, 3, dtype=F64), r"got torch.float64 \(5, 3\) on cpu$"),
+        (torch.empty(7, 2, dtype=F64), r"got torch.float64 \(7, 2\) on cpu"),
+        (torch.empty(1, 5, 2, dtype=F64), r"got torch.float64 \(1, 5, 2\) on cpu"),
+        (torch.empty(5, 2), r"got torch.float32 \(5, 2\) on cpu"),
+        (torch.empty(2, 5, dtype=F64).T, r"got torch.float64 \(5, 2\) on cpu, not contiguous"),
+        (torch.empty(5, 2, dtype=F64, device="meta"), r"got torch.float64 \(5, 2\) on meta"),
+    ],
+)
 def test_out_that_does_not_fit(gaussian: Genred, out: Tensor, got: str) -> None:
-    with pytest.raises(ValueError, match=rf"out: expected a contiguous torch.float64 tensor of shape \(5, 2\) on the CPU, {got}"):
+    with pytest.raises(
+        ValueError, match=rf"out: expected a contiguous torch.float64 tensor of shape \(5, 2\) on the CPU, {got}"
+    ):
         gaussian(*tensors(), out=out)
 
 
@@ -246,15 +320,18 @@ def test_out_is_a_tensor(gaussian: Genred, out: Any) -> None:
 # Layouts ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("formula,aliases,shapes,axis,rows", [
-    ("x*b", ["x = Vi(3)", "b = Vi(1)"], [(5, 3), (5, 1)], 1, 5),
-    ("x*b", ["x = Vi(3)", "b = Vi(1)"], [(5, 3), (5, 1)], 0, 1),
-    ("y*p", ["y = Vj(3)", "p = Pm(1)"], [(7, 3), (1,)], 1, 1),
-    ("y*p", ["y = Vj(3)", "p = Pm(1)"], [(7, 3), (1,)], 0, 7),
-    ("p*q", ["p = Pm(1)", "q = Pm(4)"], [(1,), (4,)], 1, 1),
-    ("p*q", ["p = Pm(1)", "q = Pm(4)"], [(1,), (4,)], 0, 1),
-    ("IntCst(3)", ["x = Vi(3)", "y = Vj(2)"], [(5, 3), (7, 2)], 1, 5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "formula,aliases,shapes,axis,rows",
+    [
+        ("x*b", ["x = Vi(3)", "b = Vi(1)"], [(5, 3), (5, 1)], 1, 5),
+        ("x*b", ["x = Vi(3)", "b = Vi(1)"], [(5, 3), (5, 1)], 0, 1),
+        ("y*p", ["y = Vj(3)", "p = Pm(1)"], [(7, 3), (1,)], 1, 1),
+        ("y*p", ["y = Vj(3)", "p = Pm(1)"], [(7, 3), (1,)], 0, 7),
+        ("p*q", ["p = Pm(1)", "q = Pm(4)"], [(1,), (4,)], 1, 1),
+        ("p*q", ["p = Pm(1)", "q = Pm(4)"], [(1,), (4,)], 0, 1),
+        ("IntCst(3)", ["x = Vi(3)", "y = Vj(2)"], [(5, 3), (7, 2)], 1, 5),
+    ],
+)
 def test_formulas_without_some_categories(
     formula: str, aliases: list[str], shapes: list[tuple[int, ...]], axis: int, rows: int
 ) -> None:
@@ -284,16 +361,25 @@ def test_shapes_of_a_parameter(gaussian: Genred, shape: tuple[int, ...]) -> None
 
 
 BATCHES = [
-    ((2,), (2,), (2,), (2,)), ((2,), (1,), (), ()), ((), (3,), (1,), (3,)), ((2, 1), (3,), (2, 3), (1,)),
-    ((), (), (), (4,)), ((2, 1, 2), (1, 3, 1), (), (2,)), ((0,), (1,), (), ()),
-]  # fmt: skip
+    ((2,), (2,), (2,), (2,)),
+    ((2,), (1,), (), ()),
+    ((), (3,), (1,), (3,)),
+    ((2, 1), (3,), (2, 3), (1,)),
+    ((), (), (), (4,)),
+    ((2, 1, 2), (1, 3, 1), (), (2,)),
+    ((0,), (1,), (), ()),
+]
 
 
 @pytest.mark.parametrize("batches", BATCHES, ids=str)
 @pytest.mark.parametrize("axis", [0, 1])
 def test_batches_broadcast(batches: tuple[tuple[int, ...], ...], axis: int) -> None:
     args = [torch.rand((*batch, *x.shape)) for batch, x in zip(batches, tensors(), strict=True)]
-    genred = Genred("Exp(-p*SqDist(x,y))*a", ["x = Vi(3)", "y = Vj(3)", "a = Vj(2)" if axis else "a = Vi(2)", "p = Pm(1)"], axis=axis)
+    genred = Genred(
+        "Exp(-p*SqDist(x,y))*a",
+        ["x = Vi(3)", "y = Vj(3)", "a = Vj(2)" if axis else "a = Vi(2)", "p = Pm(1)"],
+        axis=axis,
+    )
     if axis == 0:
         args[2] = torch.rand((*batches[2], 5, 2))
     x, y, a, p = args
@@ -335,7 +421,7 @@ def test_strides(gaussian: Genred, kind: str, place: int, batch: tuple[int, ...]
     assert all(torch.equal(x, y) for x, y in zip(args, before, strict=True))
 
 
-@pytest.mark.parametrize("M,N", itertools.product([0, 1, 3], [0, 1, 1025]))
+@pytest.mark.parametrize("M,N", list(itertools.product([0, 1, 3], [0, 1, 1025])))
 def test_sizes(gaussian: Genred, M: int, N: int) -> None:
     args = tensors(M=M, N=N)
     result = gaussian(*args)

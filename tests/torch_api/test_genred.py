@@ -1,4 +1,4 @@
-"""Genred on tensors: the constructor's signature, its texts, and what explain prints. Calls are in runtime/test_call."""
+"""Genred on tensors: its signature, its texts, and what explain prints. Calls are in runtime/test_call.py."""
 
 from __future__ import annotations
 
@@ -83,13 +83,16 @@ def test_explained_source_names_the_user_s_variables_and_the_formula() -> None:
 
 
 NAMES = [
-    "int", "double", "for", "while", "return", "i", "j", "k1", "l", "M", "N", "row", "rows", "cols", "call", "run", "in",
-    "r", "a", "b", "acc", "s", "v", "value", "index", "exp", "sqrt", "real", "acc_t", "idx_t", "stride", "t1", "t2", "x_0",
-    "main", "NAN", "INFINITY", "f32", "select_f32", "NULL", "_", "__", "data", "lane", "unroll", "u", "j0", "e",
+    "int", "double", "for", "while", "return", "i", "j", "k1", "l", "M", "N", "row", "rows", "cols", "call",
+    "run", "in", "r", "a", "b", "acc", "s", "v", "value", "index", "exp", "sqrt", "real", "acc_t", "idx_t",
+    "stride", "t1", "t2", "x_0", "main", "NAN", "INFINITY", "f32", "select_f32", "NULL", "_", "__", "data",
+    "lane", "unroll", "u", "j0", "e",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("names", [NAMES[n : n + 6] for n in range(0, len(NAMES), 6)], ids=lambda names: ",".join(names))
+@pytest.mark.parametrize(
+    "names", [NAMES[n : n + 6] for n in range(0, len(NAMES), 6)], ids=lambda names: ",".join(names)
+)
 def test_any_name_may_be_a_variable_s(names: list[str]) -> None:
     """Keywords and names of C, of the kernel's frame, and of temporaries; several at once."""
     aliases = [f"{name} = {('Vi', 'Vj', 'Pm')[n % 3]}(2)" for n, name in enumerate(names)]

@@ -50,7 +50,8 @@ class _Kahan:
 
         def addend(c: Any) -> Any:
             known = error[c] * scale(c) if scale else error[c]
-            return terms(c) - (known + lost(c) if lost else known)
+            known = known + lost(c) if lost else known
+            return terms(c) - m.where(m.abs(known) < math.inf, known, 0)  # what an infinite total loses is NaN
 
         return [
             m.vector(total.dim, lambda c: ((old(c) + addend(c)) - old(c)) - addend(c)),
