@@ -22,7 +22,7 @@ def program_of(formula, aliases, reduction_op="Sum", axis=1, k=0, formula2=None)
 
 
 def run_program(
-    program, args, backend="c", *, threads=1, dtype_acc=None, sum_scheme="block_sum", few_rows=0, **changes
+    program, args, backend="c", *, threads=1, dtype_acc=None, sum_scheme="block_sum", few_rows=0, out=None, **changes
 ):
     """The outputs of a reduction, each (*batch, rows, components), from one back end.
 
@@ -37,7 +37,7 @@ def run_program(
     kernel = program.kernel(target, schedule) if backend == "c" else program.reference(target)
     kinds = [torch.int64 if kind == "index" else args[0].dtype for kind in program.reduction.op.outputs]
     shape = (*layout.batch, layout.rows, program.reduction.dim)
-    outputs = [torch.full(shape, -99, dtype=kind) for kind in kinds]  # what a kernel forgets to write shows
+    outputs = out or [torch.full(shape, -99, dtype=kind) for kind in kinds]  # what a kernel forgets to write shows
     kernel.prepare(args, layout)(args, outputs, threads)
     return outputs
 

@@ -202,6 +202,15 @@ def test_blocks_of_j_are_merged(op, program, run):
         problem.check(args, run(problem.program, args, block_j=7, unroll=3))
 
 
+@pytest.mark.parametrize("op", COMPENSATED.values(), ids=COMPENSATED)
+def test_compensated_sums_agree(op, program, run):
+    """In blocks that are merged, with NaN and infinities: compensation takes nothing away."""
+    problem = Problem(program, op, 3)
+    for columns, special in [(0, ()), (1, ()), (100, ()), *((9, s) for s in SPECIALS.values())]:
+        args = problem.data(10, columns, special=special)
+        problem.check(args, run(problem.program, args, sum_scheme="kahan_scheme", block_j=7, unroll=3))
+
+
 @every_reduction
 def test_j_is_split_over_threads(op, program, run):
     """Few rows and many columns on two threads: parts of j are folded apart and merged in order."""

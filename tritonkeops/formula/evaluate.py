@@ -62,6 +62,13 @@ class TorchMath:
             a = self.const(a)
         return torch.where(condition, a, b)
 
+    def best(self, n: int, term: Component, better: str) -> tuple[Tensor, Tensor]:
+        value, index = term(0), self.const(0)
+        for k in range(1, n):
+            wins = getattr(torch, better)(term(k), value)
+            value, index = self.where(wins, term(k), value), self.where(wins, k, index)
+        return value, index
+
     def sum(self, n: int, term: Component) -> Tensor:
         total = term(0)
         for k in range(1, n):
@@ -72,11 +79,12 @@ class TorchMath:
         value = next(piece(k) for stop, piece in pieces if k < stop)
         return value if isinstance(value, Tensor) else self.const(value)
 
-    def listed(self, components: Sequence[Tensor]) -> Components:
+    def vector(self, n: int, component: Component) -> Components:
+        components = [component(k) for k in range(n)]
         return Components(torch.stack(torch.broadcast_tensors(*components)))  # type: ignore[no-untyped-call]
 
-    def vector(self, n: int, component: Component) -> Components:
-        return self.listed([component(k) for k in range(n)])
+    def table(self, rows: int, columns: int, entry: Callable[[int, int], Tensor]) -> Components:
+        return self.vector(rows * columns, lambda k: entry(k // columns, k % columns))
 
     def sum_j(self, x: Tensor) -> Tensor:
         return x.sum(-1, keepdim=True)

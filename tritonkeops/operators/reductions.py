@@ -327,28 +327,29 @@ class _Best:
             result = result | passed
         return result
 
-    def _insert(self, m: Any, v: list[Any], i: list[Any], f: Any, j: Any) -> tuple[list[Any], list[Any]]:
-        """Insertion into a sorted list, branch-free: places after f's move down by one."""
-        number = m.eq(f, f)
-        before = [number & ~self.no_better(f, value) for value in v]
-        values = [m.where(before[0], f, v[0])]
-        indices = [m.where(before[0], j, i[0])]
-        for n in range(1, len(v)):
-            values.append(m.where(before[n - 1], v[n - 1], m.where(before[n], f, v[n])))
-            indices.append(m.where(before[n - 1], i[n - 1], m.where(before[n], j, i[n])))
-        return values, indices
-
-    def _gather(self, m: Any, a: Any, dim: int, insert: Callable[[int, list[Any], list[Any]], Any]) -> list[Any]:
-        v: list[Any] = [None] * a.v.dim
-        i: list[Any] = [None] * a.v.dim
-        for c in range(dim):
-            v[c::dim], i[c::dim] = insert(
-                c, [a.v[n] for n in range(c, a.v.dim, dim)], [a.i[n] for n in range(c, a.v.dim, dim)]
-            )
-        return [m.listed(v), m.listed(i)]
-
     def step(self, m: Any, acc: Any, j: Any, f: Any) -> list[Any]:
-        return self._gather(m, acc, f.dim, lambda c, v, i: self._insert(m, v, i, f[c], j[c]))
+        """Insertion into sorted lists, branch-free: places after f's move down by one.
+
+        A table's rows are written from the last to the first, so that places are read before they are overwritten.
+        """
+        dim = f.dim
+
+        def before(n: Any, c: int) -> Any:
+            return m.eq(f[c], f[c]) & ~self.no_better(f[c], acc.v[n * dim + c])
+
+        def inserted(old: Any, new: Any) -> Any:
+            def placed(n: Any, c: int) -> Any:
+                return m.where(before(n, c), new[c], old[n * dim + c])
+
+            def at(n: Any, c: int) -> Any:
+                def moved(n: Any) -> Any:
+                    return m.where(before(n - 1, c), old[(n - 1) * dim + c], placed(n, c))
+
+                return m.piecewise(n, (1, lambda n: placed(n, c)), (old.dim // dim, moved))
+
+            return m.table(old.dim // dim, dim, at)
+
+        return [inserted(acc.v, f), inserted(acc.i, j)]
 
     def values(self, m: Any, acc: Any) -> Any:
         return m.vector(acc.v.dim, lambda c: m.where(m.ne(acc.v[c], acc.v[c]), self.padding, acc.v[c]))

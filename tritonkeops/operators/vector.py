@@ -178,50 +178,33 @@ OneHot: Operator = componentwise(
 
 
 # Extrema over components ------------------------------------------------------------------------------------------
-
-
-def _extremum(m: Any, f: Any, better: Any) -> tuple[Any, Any]:
-    """Value and position of the first best component; a NaN counts only in the first."""
-    value, index = f[0], m.const(0)
-    for c in range(1, f.dim):
-        wins = better(f[c], value)
-        value, index = m.where(wins, f[c], value), m.where(wins, c, index)
-    return value, index
-
-
-def _greater(a: Any, b: Any) -> Any:
-    return a > b
-
-
-def _less(a: Any, b: Any) -> Any:
-    return a < b
-
+# The first best one; a NaN counts only in the first place.
 
 Max: Operator = componentwise(
     "Max",
     dim=lambda f: 1,
-    at=lambda m, k, f: _extremum(m, f, _greater)[0],
+    at=lambda m, k, f: m.best(f.dim, lambda c: f[c], "gt")[0],
     vjp=lambda e, f: [e * OneHot(ArgMax(f), f.dim)],
     doc="Largest component.",
 )
 Min: Operator = componentwise(
     "Min",
     dim=lambda f: 1,
-    at=lambda m, k, f: _extremum(m, f, _less)[0],
+    at=lambda m, k, f: m.best(f.dim, lambda c: f[c], "lt")[0],
     vjp=lambda e, f: [e * OneHot(ArgMin(f), f.dim)],
     doc="Smallest component.",
 )
 ArgMax: Operator = componentwise(
     "ArgMax",
     dim=lambda f: 1,
-    at=lambda m, k, f: _extremum(m, f, _greater)[1],
+    at=lambda m, k, f: m.best(f.dim, lambda c: f[c], "gt")[1],
     vjp=lambda e, f: [zero_like(f)],
     doc="Position of the first largest component.",
 )
 ArgMin: Operator = componentwise(
     "ArgMin",
     dim=lambda f: 1,
-    at=lambda m, k, f: _extremum(m, f, _less)[1],
+    at=lambda m, k, f: m.best(f.dim, lambda c: f[c], "lt")[1],
     vjp=lambda e, f: [zero_like(f)],
     doc="Position of the first smallest component.",
 )

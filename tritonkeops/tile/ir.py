@@ -5,7 +5,7 @@ The axes of a value place it:
     {} and {i}          prologue: once per row i
     with j              the j loop: {j} once per j, {i, j} once per pair
     with tile           the j loop, once per tile of j: accumulators, and what reduces a tile
-    with an index       inside a loop over components (large dims); `sum` and the updates of accumulators bind it
+    with an Index       inside a loop over components (large dims), bound by `sum`, `max` ... or by a store
 
 so that nothing but the emission of loops is left to a back end. A program's `i` is the axis that is kept and `j` the
 one that is reduced, whatever they were called in the formula.
@@ -21,6 +21,7 @@ from tritonkeops.formula.ir import Field
 from tritonkeops.tile.schedule import Schedule
 
 FLOAT, INDEX, BOOL = "float", "index", "bool"
+COMPONENT_LOOPS = ("sum", "max", "min", "argmax", "argmin")
 TILE_REDUCTIONS = ("sum_j", "max_j", "min_j", "argmin_j", "argmax_j")
 
 
@@ -53,10 +54,11 @@ class Symbolic:
 
 @dataclass(frozen=True, eq=False)
 class Index(Symbolic):
-    """The counter of a loop over `size` components."""
+    """The counter of a loop over `size` components, from the first to the last or the other way."""
 
     name: str
     size: int
+    descending: bool = False
 
     @property
     def indices(self) -> frozenset[Index]:  # type: ignore[override]
@@ -132,10 +134,10 @@ class Input:
 
 @dataclass(frozen=True)
 class Store:
-    """Component `position` of field or output `target` becomes `value`; an Index loops over all of them."""
+    """Component `position` of field or output `target` becomes `value`; a symbolic position has one loop counter."""
 
     target: str
-    position: int | Index
+    position: Position
     value: Value
 
 

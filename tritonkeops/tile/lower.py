@@ -100,6 +100,14 @@ class Vector:
         return scalar
 
 
+class Table(Vector):
+    """A vector in rows of `columns` components."""
+
+    def __init__(self, rows: int, columns: int, entry: Callable[[Position, int], Scalar]) -> None:
+        super().__init__(rows * columns, lambda k: entry(k // columns, k % columns))  # type: ignore[arg-type]
+        self.rows, self.columns, self.entry = rows, columns, entry
+
+
 _UNARY = (
     "exp",
     "log",
@@ -202,9 +210,22 @@ class TileMath:
         axes = (x.value.axes - {"j"}) | {"tile"}
         return self.make(op, [x.value], (), INDEX if op.startswith("arg") else FLOAT, axes)
 
-    def counter(self, size: int) -> Index:
+    def counter(self, size: int, descending: bool = False) -> Index:
         self._counters += 1
-        return Index(f"k{self._counters}", size)
+        return Index(f"k{self._counters}", size, descending)
+
+    def best(self, n: int, term: At, better: str) -> tuple[Scalar, Scalar]:
+        """The first best of n terms by "lt" or "gt", and which it is (as a float)."""
+        if n > self.unroll_dims:
+            k, word = self.counter(n), {"lt": "min", "gt": "max"}[better]
+            body = term(k).value
+            axes = body.axes - {k}
+            return self.make(word, [body], (k,), FLOAT, axes), self.make(f"arg{word}", [body], (k,), FLOAT, axes)
+        value, index = term(0), self.const(0)
+        for c in range(1, n):
+            wins = self.emit(better, term(c), value)
+            value, index = self.where(wins, term(c), value), self.where(wins, c, index)
+        return value, index
 
     def sum(self, n: int, term: At) -> Scalar:
         if n > self.unroll_dims:
@@ -225,13 +246,14 @@ class TileMath:
         kept = [(stop, piece) for start, (stop, piece) in zip(starts, pieces, strict=True) if start < stop]
         branches = [self._coerce(piece(k), FLOAT).value for _, piece in kept]
         axes = frozenset[Any](indices_of(k)).union(*(branch.axes for branch in branches))
-        return self.make("piecewise", branches, (k, *(stop for stop, _ in kept)), FLOAT, axes)
+        return self.make("piecewise", branches, (k, *(stop for stop, _ in kept)), branches[0].type, axes)
 
     def vector(self, n: int, at: At) -> Vector:
         return Vector(n, at)
 
-    def listed(self, components: Sequence[Scalar]) -> Vector:
-        return Vector(len(components), lambda k: components[k])  # type: ignore[index]
+    def table(self, rows: int, columns: int, entry: Callable[[Position, int], Scalar]) -> Vector:
+        """A vector of rows * columns components, entry(n, c) at n * columns + c."""
+        return Table(rows, columns, entry)
 
 
 def lower(
@@ -251,7 +273,7 @@ def lower(
     outputs = tuple(
         Output(kind, vector.dim, kind == "index") for kind, vector in zip(node.op.outputs, results, strict=True)
     )
-    names, loops = [each.name for each in fields], node.op.fold is not None
+    names = [each.name for each in fields]
     program = TileProgram(
         title or spell(node),
         schedule,
@@ -259,10 +281,10 @@ def lower(
         fields,
         outputs,
         guard,
-        update=_stores(m, names, update, loops),
-        merge=_stores(m, names, merge, loops),
+        update=_stores(m, names, update),
+        merge=_stores(m, names, merge),
         merge_over=merge_over,
-        finish=_stores(m, [output.name for output in outputs], results, loops=True),
+        finish=_stores(m, [output.name for output in outputs], results),
     )
     verify(program)
     return program
@@ -326,14 +348,18 @@ def _accumulator(m: TileMath, which: str, fields: Sequence[Field], dims: list[in
     return SimpleNamespace(dims=dims, **vectors)
 
 
-def _stores(m: TileMath, names: Sequence[str], vectors: Sequence[Vector], loops: bool) -> tuple[Store, ...]:
+def _stores(m: TileMath, names: Sequence[str], vectors: Sequence[Vector]) -> tuple[Store, ...]:
     """A store per component, or a loop for long vectors; vectors of one length share their loop."""
-    counters: dict[int, Index] = {}
+    counters: dict[tuple[type, int], Index] = {}
     stores = []
     for name, vector in zip(names, vectors, strict=True):
-        if loops and vector.dim > m.unroll_dims:
-            k = counters.setdefault(vector.dim, m.counter(vector.dim))
-            stores.append(Store(name, k, vector[k].value))
+        table = isinstance(vector, Table)
+        length, columns = (vector.rows, vector.columns) if isinstance(vector, Table) else (vector.dim, 1)
+        if length > m.unroll_dims:
+            k = counters.setdefault((type(vector), length), m.counter(length, descending=table))
+            positions: list[Position] = [k * columns + c for c in range(columns)]
+            entries = [vector.entry(k, c) for c in range(columns)] if isinstance(vector, Table) else [vector[k]]
+            stores += [Store(name, p, entry.value) for p, entry in zip(positions, entries, strict=True)]
         else:
             stores += [Store(name, k, vector[k].value) for k in range(vector.dim)]
     return tuple(stores)

@@ -14,6 +14,7 @@ import numpy as np
 
 from tritonkeops.tile.ir import (
     BOOL,
+    COMPONENT_LOOPS,
     FLOAT,
     INDEX,
     TILE_REDUCTIONS,
@@ -24,6 +25,7 @@ from tritonkeops.tile.ir import (
     Store,
     TileProgram,
     Value,
+    indices_of,
     topological,
 )
 
@@ -189,10 +191,7 @@ class _Emitter:
     def _update(self, body: _Body, stores: Sequence[Store]) -> None:
         """Components stored one by one share a loop over lanes; those of long vectors have a loop of their own."""
         plain = [s for s in stores if isinstance(s.position, int)]
-        looped: dict[Index, list[Store]] = {}
-        for store in stores:
-            if isinstance(store.position, Index):
-                looped.setdefault(store.position, []).append(store)
+        looped = _by_counter(stores)
         later = [s.value for group in looped.values() for s in group]
         body.level([s.value for s in plain], body.opened, lambda: body.stores(plain), crossing=later)
         for k, group in looped.items():
@@ -221,7 +220,7 @@ class _Emitter:
         )
         body.line("if (!wanted) continue;")
         body.line("const idx_t row = (idx_t)(j + u);")
-        body.level(values, frozenset(), lambda: body.stores(self.program.update))
+        self._update(body, self.program.update)
         body.runtime_u = False
         body.depth -= 1
         body.line("}")
@@ -256,9 +255,8 @@ class _Emitter:
         plain = [s for s in self.program.finish if isinstance(s.position, int)]
         if plain:
             body.level([s.value for s in plain], frozenset(), lambda: write(plain))
-        for store in self.program.finish:
-            if isinstance(store.position, Index):
-                body.loop(store.position, [store.value], lambda s=store: write([s]))  # type: ignore[misc]
+        for k, group in _by_counter(self.program.finish).items():
+            body.loop(k, [s.value for s in group], lambda group=group: write(group))  # type: ignore[misc]
         title = "/* Results of the first `count` lanes, rows of the output from `row`. */"
         return "\n".join([title, f"static void finish({signature}) {{", *body.indented(), "}\n"])
 
@@ -283,7 +281,7 @@ class _Body:
         self.filled: dict[Value, str] = {}
         self.reads: dict[str, tuple[str, str]] = {}
         self.read_names: dict[str, str] = {}
-        self.taken: set[str] = known.taken if known else set(_LOCALS)
+        self.taken: set[str] = set(known.taken if known else _LOCALS)
         self.opened: frozenset[Index] = frozenset()
         self.counter: list[int] = known.counter if known else [0]
 
@@ -337,23 +335,36 @@ class _Body:
         if value in self.uniform:
             return
         name = self.uniform[value] = self.fresh(value)
-        if value.op == "sum":
-            self._uniform_sum(value, name, copies)
+        if value.op in COMPONENT_LOOPS:
+            self._uniform_loop(value, name, copies)
             return
         for u in range(copies):
             suffix = self._suffix(value, u)
             self.line(f"const {self.type(value)} {name}{suffix} = {self.operation(value, u)};")
 
-    def _uniform_sum(self, value: Value, name: str, copies: int) -> None:
+    def _uniform_loop(self, value: Value, name: str, copies: int) -> None:
         (k,), (body,) = value.attr, value.args
-        self.line(
-            f"{self.type(value)} " + ", ".join(f"{name}{self._suffix(value, u)} = 0" for u in range(copies)) + ";"
-        )
+        names = [name + self._suffix(value, u) for u in range(copies)]
+        starts = [f"{n} = 0" for n in names] + [f"{n}_best = 0" for n in names if value.op.startswith("arg")]
+        self.line(f"{self.type(value)} {', '.join(starts)};")
         self.open(k)
         self._uniform_inside(body)
-        for u in range(copies):
-            self.line(f"{name}{self._suffix(value, u)} += {self.expr(body, u)};")
+        for u, n in enumerate(names):
+            for statement in self._accumulate(value, n, f"{n}_best", u):
+                self.line(statement)
         self.close(k)
+
+    def _accumulate(self, value: Value, total: str, best: str, u: int) -> list[str]:
+        """One round of a loop over components: a sum, or the first best component, a NaN counting only as the first."""
+        (k,), (body,) = value.attr, value.args
+        term = self.expr(body, u, 4)
+        if value.op == "sum":
+            return [f"{total} += {self.expr(body, u)};"]
+        best = best if value.op.startswith("arg") else total
+        suffix, sign = self._suffix_of(value), "<" if value.op.endswith("min") else ">"
+        wins = f"({k} == 0) | ({term} {sign} {best})"
+        place = [f"{total} = select_{suffix}({wins}, {k}, {total});"] if value.op.startswith("arg") else []
+        return [*place, f"{best} = select_{suffix}({wins}, {term}, {best});"]
 
     def _uniform_inside(self, *roots: Value) -> None:
         for value in topological(roots):
@@ -367,7 +378,8 @@ class _Body:
     # Loops over components --------------------------------------------------------------------------------------------
 
     def open(self, k: Index) -> None:
-        self.line(f"for (int {k} = 0; {k} < {k.size}; {k}++) {{")
+        bounds = f"{k.size} - 1; {k} >= 0; {k}--" if k.descending else f"0; {k} < {k.size}; {k}++"
+        self.line(f"for (int {k} = {bounds}) {{")
         self.depth += 1
         self.opened |= {k}
 
@@ -413,9 +425,9 @@ class _Body:
             self.plan_array(value)
         for phase in range(last + 1):
             for value in values:
-                if value.op == "sum" and phases[value] == phase:
-                    self._sum(value)
-            pointwise = [v for v in values if v.op != "sum" and phases[v] == phase]
+                if value.op in COMPONENT_LOOPS and phases[value] == phase:
+                    self._component_loop(value)
+            pointwise = [v for v in values if v.op not in COMPONENT_LOOPS and phases[v] == phase]
             self._lanes(pointwise, targets, sink if phase == last else None, pragma or self.pragma)
 
     def _needed(self, roots: Iterable[Value]) -> list[Value]:
@@ -447,7 +459,7 @@ class _Body:
         phases: dict[Value, int] = {}
         for value in values:
             below = [phases[v] for v in self._read_at_level(value, opened) if v in phases]
-            phases[value] = max(below, default=0) + (value.op == "sum")
+            phases[value] = max(below, default=0) + (value.op in COMPONENT_LOOPS)
         return phases
 
     def _read_at_level(self, value: Value, opened: frozenset[Index]) -> Iterable[Value]:
@@ -474,18 +486,22 @@ class _Body:
             read_last = [target] if self._computed(target) else self._read_at_level(target, opened)
             wanted |= {v for v in read_last if phases.get(v, last) < last}
         for value in topological([*values, *crossing]):
-            outside = value not in phases or value.op == "sum"
+            outside = value not in phases or value.op in COMPONENT_LOOPS
             for read in self._read_at_level(value, opened):
                 if read in phases and ((outside and self._computed(value)) or phases.get(value, 0) > phases[read]):
                     wanted.add(read)
         wanted |= {v for v in crossing if v in phases}
-        return [v for v in values if v in wanted and v.op != "sum"]
+        return [v for v in values if v in wanted and v.op not in COMPONENT_LOOPS]
 
     def plan_array(self, value: Value) -> None:
         """Declare an array for a value that is about to be computed (per row j of the tile if it varies with j)."""
         if value not in self.arrays and value not in self.planned:
-            name = self.planned[value] = f"s{self._next()}" if value.op == "sum" else f"f{self._next()}"
-            self.line(f"{self.type(value)} {name}{f'[{self.unroll}]' if value.by_j else ''}[{self.lanes}];")
+            self.planned[value] = self._declare(value, "s" if value.op in COMPONENT_LOOPS else "f")
+
+    def _declare(self, value: Value, stem: str) -> str:
+        name = f"{stem}{self._next()}"
+        self.line(f"{self.type(value)} {name}{f'[{self.unroll}]' if value.by_j else ''}[{self.lanes}];")
+        return name
 
     def copies(self, values: list[Value]) -> list[str]:
         """Fill the arrays planned for values that no loop over lanes computes: what is the same in all lanes."""
@@ -501,18 +517,23 @@ class _Body:
         """Whether a truth value holds for some row j of the tile."""
         return " | ".join(self.expr(value, u, 4) for u in range(unroll))
 
-    def _sum(self, value: Value) -> None:
-        """A contraction: a loop over components whose accumulators stay in registers."""
+    def _component_loop(self, value: Value) -> None:
+        """A sum (or maximum ...) over components: a loop whose accumulators stay in registers."""
         (k,), (body,) = value.attr, value.args
-        copies = self.unroll if value.by_j else 1
+        places = [self._at(value, u) for u in range(self.unroll if value.by_j else 1)]
         self.plan_array(value)
-        name = self.arrays[value] = self.planned.pop(value)
-        self._lane_loop([f"{name}{self._at(value, u)} = 0;" for u in range(copies)], self.pragma)
+        total = self.planned.pop(value)
+        best = self._declare(value, "best") if value.op.startswith("arg") else total
+        self._lane_loop([f"{name}{place} = 0;" for name in sorted({total, best}) for place in places], self.pragma)
         self.open(k)
-        self.level(
-            [body], self.opened, lambda: [f"{name}{self._at(value, u)} += {self.expr(body, u)};" for u in range(copies)]
-        )
+
+        def accumulate() -> list[str]:
+            parts = [self._accumulate(value, total + place, best + place, u) for u, place in enumerate(places)]
+            return [statement for part in parts for statement in part]
+
+        self.level([body], self.opened, accumulate)
         self.close(k)
+        self.arrays[value] = total
 
     def _at(self, value: Value, u: int) -> str:
         if not value.by_j:
@@ -671,8 +692,9 @@ class _Body:
             return "row" if self.runtime_u else f"(idx_t)(j + {u})"
         if value.op == "acc":
             which, name, position = value.attr
+            size = next(field.size for field in self.kernel.program.fields if field.name == name)
             return self._read(
-                f"{self.acc[which]}{name}[{position}][{self.base}l]",
+                f"{self.acc[which]}{name}[{_position(position, size)}][{self.base}l]",
                 value,
                 f"{name}_{_subscript(position)}" if which == "a" else f"{which}_{name}_{_subscript(position)}",
             )
@@ -689,6 +711,15 @@ class _Body:
         terms = [self.expr(arg, u, 4) for arg in value.args]
         choices = [f"{k} < {stop} ? {term} : " for stop, term in zip(stops[:-1], terms[:-1], strict=True)]
         return "".join(choices) + terms[-1]
+
+
+def _by_counter(stores: Iterable[Store]) -> dict[Index, list[Store]]:
+    """The stores that stand in loops, by the loop's counter."""
+    found: dict[Index, list[Store]] = {}
+    for store in stores:
+        for k in indices_of(store.position):
+            found.setdefault(k, []).append(store)
+    return found
 
 
 def _subscript(position: Position) -> str:

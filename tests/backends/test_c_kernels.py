@@ -1,0 +1,201 @@
+"""C kernels against the torch back end in float64: formulas of every shape, every form of schedule, masked tails, strides."""
+
+import numpy as np
+import pytest
+import torch
+
+from tritonkeops import numpy as tritonkeops_numpy
+from tritonkeops.tile.schedule import vector_bytes
+
+FORMULAS = {
+    "gaussian": ("Exp(-SqDist(x, y)) * b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(2)"], "Sum"),
+    "gaussian of parameter": ("Exp(-SqDist(x, y) * p) * b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(1)", "p = Pm(1)"], "Sum"),
+    "laplacian": ("Exp(-Norm2(x - y)) * b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(1)"], "Sum"),
+    "long inner product": ("Exp(-SqDist(x, y) / 8) * b", ["x = Vi(40)", "y = Vj(40)", "b = Vj(3)"], "Sum"),
+    "long result": ("(x | y) * b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(33)"], "Sum"),
+    "long in, long out": ("Exp(-SqDist(x, y) / 8) * b", ["x = Vi(20)", "y = Vj(20)", "b = Vj(20)"], "Sum"),
+    "two norms": ("Norm2(x) * Norm2(y) + (x | y) * Sum(Exp(x - y))", ["x = Vi(20)", "y = Vj(20)"], "Sum"),
+    "normalized": ("Normalize(x) - Normalize(y)", ["x = Vi(24)", "y = Vj(24)"], "Sum"),
+    "sum of a sum": ("Sum(Tanh(x * (x | y)) * y)", ["x = Vi(18)", "y = Vj(18)"], "Sum"),
+    "matrix": ("MatVecMult(A, y) + x", ["A = Vi(60)", "y = Vj(3)", "x = Vi(20)"], "Sum"),
+    "parameter matrix": ("Sin(MatVecMult(W, x - y))", ["W = Pm(12)", "x = Vi(3)", "y = Vj(3)"], "Sum"),
+    "large parameter matrix": ("Tanh(VecMatMult(x - y, W))", ["W = Pm(400)", "x = Vi(20)", "y = Vj(20)"], "Sum"),
+    "quadratic form": ("WeightedSqDist(S, x, y)", ["S = Pm(400)", "x = Vi(20)", "y = Vj(20)"], "Min"),
+    "concatenation": ("Concat(Concat(x, y), Extract(y, 2, 17) * x) ", ["x = Vi(1)", "y = Vj(20)"], "Sum"),
+    "tensor product": ("TensorProd(x, y)", ["x = Vi(5)", "y = Vj(6)"], "Max"),
+    "gradient": ("Grad(Exp(-SqDist(x, y)) * b, x, e)", ["x = Vi(3)", "y = Vj(3)", "b = Vj(1)", "e = Vi(1)"], "Sum"),
+    "long gradient": ("Grad(Exp(-SqDist(x, y) / 8), x, e)", ["x = Vi(30)", "y = Vj(30)", "e = Vi(1)"], "Sum"),
+    "branches": ("IfElse(x - y, Sqrt(Abs(x)), y ** 3) + Step(x * y - 0.1)", ["x = Vi(2)", "y = Vj(2)"], "Sum"),
+    "long softmax": ("SqDist(x, y)", ["x = Vi(20)", "y = Vj(20)", "b = Vj(20)"], "SoftMax"),
+    "vector logsumexp": ("x * y", ["x = Vi(20)", "y = Vj(20)"], "LogSumExp"),
+    "distances": ("SqDist(x, y)", ["x = Vi(3)", "y = Vj(3)"], "KMin_ArgKMin"),
+    "long distances": ("SqDist(x, y)", ["x = Vi(40)", "y = Vj(40)"], "KMin_ArgKMin"),
+    "nearest": ("SqDist(x, y)", ["x = Vi(40)", "y = Vj(40)"], "Min_ArgMin"),
+    "no j": ("Exp(x) * p", ["x = Vi(3)", "p = Pm(3)"], "Sum"),
+    "no i": ("Exp(y) * p", ["y = Vj(20)", "p = Pm(1)"], "Max_SumShiftExp"),
+    "names of C": ("int * for_ + double", ["int = Vi(1)", "for_ = Vj(1)", "double = Pm(1)"], "Sum"),
+    "names of the kernel": ("in * acc + r - j * l", ["in = Vi(1)", "acc = Vj(1)", "r = Pm(1)", "j = Vj(1)", "l = Vi(1)"], "Sum"),
+    "names of functions": ("exp * fold + NAN - real", ["exp = Vi(1)", "fold = Vj(1)", "NAN = Pm(1)", "real = Vj(1)"], "Sum"),
+}
+
+
+def values(program, rows=37, columns=23, dtype=torch.float64, batch=()):
+    generator = torch.Generator().manual_seed(3)
+    sizes = {"Vi": (rows,), "Vj": (columns,), "Pm": ()}
+    shapes = [(*batch, *sizes[var.category.keyword], var.dim) for var in program.variables]
+    return [(2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1).to(dtype) for shape in shapes]
+
+
+def compiled(program, name):
+    formula, aliases, reduction = FORMULAS[name]
+    k = 5 if reduction.startswith("K") else 0
+    return program(formula, aliases, reduction, 1, k, "b" if reduction == "SoftMax" else None)
+
+
+def check(found, wanted, rtol=1e-11):
+    for x, y in zip(found, wanted, strict=True):
+        torch.testing.assert_close(x.double(), y.double(), rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_formulas(name, program, run):
+    reduction = compiled(program, name)
+    args = values(reduction)
+    check(run(reduction, args), run(reduction, args, "torch"))
+
+
+@pytest.mark.parametrize("name", ["gaussian", "long in, long out", "matrix", "gradient", "vector logsumexp"])
+def test_formulas_in_float32(name, program, run):
+    reduction = compiled(program, name)
+    args = values(reduction, dtype=torch.float32)
+    check(run(reduction, args), run(reduction, [x.double() for x in args], "torch"), rtol=2e-5)
+
+
+WIDTH = vector_bytes() // 8
+SCHEDULES = [
+    {"lanes": 1, "width": 1, "unroll": 1},
+    {"lanes": WIDTH, "width": WIDTH, "unroll": 5},
+    {"lanes": 4 * WIDTH, "width": 2 * WIDTH, "unroll": 3, "block_j": 4},
+    {"lanes": 2 * WIDTH, "width": 2 * WIDTH, "unroll": 2, "unroll_dims": 2},
+    {"unroll_dims": 100, "unroll": 2},
+    {"index_bits": 64, "block_j": 1, "unroll": 1},
+]
+
+
+@pytest.mark.parametrize("name", ["gaussian", "long in, long out", "distances", "vector logsumexp"])
+@pytest.mark.parametrize("changes", SCHEDULES, ids=lambda c: ",".join(f"{k}={v}" for k, v in c.items()))
+def test_schedules_do_not_change_results(name, changes, program, run):
+    reduction = compiled(program, name)
+    args = values(reduction)
+    check(run(reduction, args, **changes), run(reduction, args, "torch"))
+
+
+@pytest.mark.parametrize("name", ["gaussian", "two norms", "long distances"])
+def test_nothing_outside_is_read_or_written(name, program, run):
+    """Rows of arguments lie among NaN, results among marked memory, for sizes around whole tiles."""
+    reduction = compiled(program, name)
+    for rows, columns in [(1, 1), (7, 3), (8, 8), (9, 9), (33, 17), (64, 16)]:
+        args = values(reduction, rows, columns)
+        among = []
+        for x in args:
+            frame = torch.full((x.shape[0] + 2, x.shape[1] + 3), torch.nan, dtype=x.dtype)
+            frame[1:-1, 2:-1] = x
+            among.append(frame[1:-1, 2:-1])
+        check(run(reduction, among), run(reduction, args, "torch"))
+        dim = reduction.reduction.dim
+        memory = torch.full((rows + 40, dim), 77.0, dtype=torch.float64)
+        indices = torch.full((rows + 40, dim), 77)
+        outputs = [(indices if kind == "index" else memory)[20:-20] for kind in reduction.reduction.op.outputs]
+        check(run(reduction, args, out=outputs), run(reduction, args, "torch"))
+        for frame in (memory, indices):
+            assert (frame[:20] == 77).all() and (frame[-20:] == 77).all()
+
+
+# ---- batches, strides, threads ----
+
+BATCHES = [
+    ((4,), (4,), (4,), (4,)),
+    ((4,), (1,), (), (4,)),
+    ((), (3,), (3,), ()),
+    ((2, 1), (1, 3), (3,), (2, 3)),
+    ((2, 3), (), (1, 1), (1, 3)),
+    ((1,), (1,), (1,), (1,)),
+    ((0,), (1,), (1,), ()),
+]
+
+
+@pytest.mark.parametrize("batches", BATCHES, ids=str)
+def test_batches(batches, program, run):
+    """Each batch entry is the reduction of its own slices, whichever arguments are shared."""
+    reduction = compiled(program, "gaussian of parameter")
+    generator = torch.Generator().manual_seed(5)
+    sizes = [(37, 3), (23, 3), (23, 1), (1,)]
+    args = [torch.rand(*b, *s, generator=generator, dtype=torch.float64) for b, s in zip(batches, sizes, strict=True)]
+    x, y, b, p = args
+    distance = ((x[..., :, None, :] - y[..., None, :, :]) ** 2).sum(-1)
+    wanted = torch.exp(-distance * p[..., None]) @ b
+    for backend in ("c", "torch"):
+        (found,) = run(reduction, args, backend, threads=2)
+        torch.testing.assert_close(found, wanted)
+
+
+def strided(x, how):
+    """The same numbers in other memory layouts, as PyTorch gives them."""
+    if how == "rows apart":
+        return torch.stack([x, -x], -2).flatten(-3, -2)[..., ::2, :]
+    if how == "part of a row":
+        return torch.cat([x, -x], -1)[..., : x.shape[-1]]
+    if how == "transposed":
+        return x.mT.contiguous().mT
+    if how == "batch last":
+        return x.movedim(0, -1).contiguous().movedim(-1, 0)
+    return x
+
+
+@pytest.mark.parametrize("how", ["rows apart", "part of a row", "transposed", "batch last"])
+def test_strides(how):
+    from tritonkeops.torch import Genred
+
+    genred = Genred("Exp(-SqDist(x, y)) * b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(2)"], axis=1)
+    generator = torch.Generator().manual_seed(0)
+    args = [torch.rand(2, n, d, generator=generator, dtype=torch.float64) for n, d in ((37, 3), (23, 3), (23, 2))]
+    wanted = genred(*args)
+    for position in range(3):
+        changed = [strided(x, how) if n == position else x for n, x in enumerate(args)]
+        torch.testing.assert_close(genred(*changed), wanted, rtol=1e-14, atol=0)
+    one_row = args[0][:, :1].expand(2, 37, 3)
+    torch.testing.assert_close(genred(one_row, *args[1:]), genred(one_row.contiguous(), *args[1:]), rtol=1e-14, atol=0)
+
+
+def test_strides_of_numpy_arrays():
+    """Reversed, Fortran-ordered, read-only, byte-swapped, repeated, unaligned to the item: all the same numbers."""
+    genred = tritonkeops_numpy.Genred("Exp(-SqDist(x, y))", ["x = Vi(3)", "y = Vj(3)"], axis=1)
+    random = np.random.default_rng(0)
+    x, y = random.random((37, 3)), random.random((23, 3))
+    wanted = np.exp(-((x[:, None] - y) ** 2).sum(-1)).sum(1, keepdims=True)
+    record = np.zeros(37, dtype=[("pad", "i1"), ("x", "f8", 3)])
+    record["x"] = x
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    for other in (x[::-1][::-1], np.asfortranarray(x), frozen, x.astype(">f8"), record["x"], np.ascontiguousarray(x[::-1])[::-1]):
+        np.testing.assert_allclose(genred(other, y), wanted, rtol=1e-13)
+    np.testing.assert_allclose(genred(x[:, ::-1], y[:, ::-1]), wanted, rtol=1e-13)
+    np.testing.assert_allclose(genred(np.broadcast_to(x[0], (9, 3)), y), np.repeat(wanted[:1], 9, 0), rtol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "distances", "long softmax"])
+def test_threads_do_not_change_results(name, program, run):
+    """Tiles are shared among threads, whatever their number; the result is the same to the bit."""
+    reduction = compiled(program, name)
+    args = values(reduction, 1500, 700)
+    one = run(reduction, args, threads=1)
+    for threads in (2, 3, 8):
+        for x, y in zip(run(reduction, args, threads=threads), one, strict=True):
+            assert torch.equal(x, y)
+
+
+def test_split_j_in_batches(program, run):
+    """Few rows in several batch entries and many columns: parts of j of each entry are merged."""
+    reduction = compiled(program, "gaussian of parameter")
+    args = values(reduction, 2, 30_011, batch=(3,))
+    check(run(reduction, args, threads=4), run(reduction, args, "torch"))
