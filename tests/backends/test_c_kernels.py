@@ -1,15 +1,23 @@
-"""C kernels against the torch back end in float64: formulas of every shape, every form of schedule, masked tails, strides."""
+"""C kernels against the torch back end in float64: formulas of every shape, schedules, masked tails, strides."""
+
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from tritonkeops import numpy as tritonkeops_numpy
+from tritonkeops import torch as tritonkeops_torch
 from tritonkeops.tile.schedule import vector_bytes
 
 FORMULAS = {
     "gaussian": ("Exp(-SqDist(x, y)) * b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(2)"], "Sum"),
-    "gaussian of parameter": ("Exp(-SqDist(x, y) * p) * b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(1)", "p = Pm(1)"], "Sum"),
+    "gaussian of parameter": (
+        "Exp(-SqDist(x, y) * p) * b",
+        ["x = Vi(3)", "y = Vj(3)", "b = Vj(1)", "p = Pm(1)"],
+        "Sum",
+    ),
     "laplacian": ("Exp(-Norm2(x - y)) * b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(1)"], "Sum"),
     "long inner product": ("Exp(-SqDist(x, y) / 8) * b", ["x = Vi(40)", "y = Vj(40)", "b = Vj(3)"], "Sum"),
     "long result": ("(x | y) * b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(33)"], "Sum"),
@@ -34,8 +42,16 @@ FORMULAS = {
     "no j": ("Exp(x) * p", ["x = Vi(3)", "p = Pm(3)"], "Sum"),
     "no i": ("Exp(y) * p", ["y = Vj(20)", "p = Pm(1)"], "Max_SumShiftExp"),
     "names of C": ("int * for_ + double", ["int = Vi(1)", "for_ = Vj(1)", "double = Pm(1)"], "Sum"),
-    "names of the kernel": ("in * acc + r - j * l", ["in = Vi(1)", "acc = Vj(1)", "r = Pm(1)", "j = Vj(1)", "l = Vi(1)"], "Sum"),
-    "names of functions": ("exp * fold + NAN - real", ["exp = Vi(1)", "fold = Vj(1)", "NAN = Pm(1)", "real = Vj(1)"], "Sum"),
+    "names of the kernel": (
+        "in * acc + r - j * l",
+        ["in = Vi(1)", "acc = Vj(1)", "r = Pm(1)", "j = Vj(1)", "l = Vi(1)"],
+        "Sum",
+    ),
+    "names of functions": (
+        "exp * fold + NAN - real",
+        ["exp = Vi(1)", "fold = Vj(1)", "NAN = Pm(1)", "real = Vj(1)"],
+        "Sum",
+    ),
 }
 
 
@@ -91,7 +107,7 @@ def test_schedules_do_not_change_results(name, changes, program, run):
 
 
 @pytest.mark.parametrize("name", ["gaussian", "two norms", "long distances"])
-def test_nothing_outside_is_read_or_written(name, program, run):
+def test_nothing_outside_is_used_or_written(name, program, run):
     """Rows of arguments lie among NaN, results among marked memory, for sizes around whole tiles."""
     reduction = compiled(program, name)
     for rows, columns in [(1, 1), (7, 3), (8, 8), (9, 9), (33, 17), (64, 16)]:
@@ -109,6 +125,38 @@ def test_nothing_outside_is_read_or_written(name, program, run):
         check(run(reduction, args, out=outputs), run(reduction, args, "torch"))
         for frame in (memory, indices):
             assert (frame[:20] == 77).all() and (frame[-20:] == 77).all()
+
+
+GUARDED = """
+import ctypes, mmap
+import numpy as np
+from tritonkeops.numpy import Genred
+
+libc, PAGE, kept = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE, []
+
+def fenced(x):
+    pages = -(-x.nbytes // PAGE)
+    memory = mmap.mmap(-1, (pages + 1) * PAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert not libc.mprotect(ctypes.c_void_p(start + pages * PAGE), PAGE, 0)
+    copy = np.frombuffer(memory, x.dtype, x.size, pages * PAGE - x.nbytes).reshape(x.shape)
+    copy[:] = x
+    kept.append(memory)
+    return copy
+
+for d, reduction, k in ((3, "Sum", None), (40, "Sum", None), (40, "KMin_ArgKMin", 3)):
+    genred = Genred("SqDist(x, y) * p", [f"x = Vi({d})", f"y = Vj({d})", "p = Pm(1)"], reduction, axis=1, opt_arg=k)
+    for rows, columns in ((1, 1), (9, 9), (33, 17), (65, 31)):
+        x, y, p = (np.random.rand(*shape) for shape in ((rows, d), (columns, d), (1,)))
+        np.testing.assert_equal(genred(fenced(x), fenced(y), fenced(p)), genred(x, y, p))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="protects pages of memory the Linux way")
+def test_nothing_beyond_the_arguments_is_read():
+    """Each argument ends where a protected page begins: one number further, and the process dies."""
+    done = subprocess.run([sys.executable, "-c", GUARDED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # ---- batches, strides, threads ----
@@ -154,9 +202,7 @@ def strided(x, how):
 
 @pytest.mark.parametrize("how", ["rows apart", "part of a row", "transposed", "batch last"])
 def test_strides(how):
-    from tritonkeops.torch import Genred
-
-    genred = Genred("Exp(-SqDist(x, y)) * b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(2)"], axis=1)
+    genred = tritonkeops_torch.Genred("Exp(-SqDist(x, y)) * b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(2)"], axis=1)
     generator = torch.Generator().manual_seed(0)
     args = [torch.rand(2, n, d, generator=generator, dtype=torch.float64) for n, d in ((37, 3), (23, 3), (23, 2))]
     wanted = genred(*args)
@@ -177,7 +223,8 @@ def test_strides_of_numpy_arrays():
     record["x"] = x
     frozen = x.copy()
     frozen.flags.writeable = False
-    for other in (x[::-1][::-1], np.asfortranarray(x), frozen, x.astype(">f8"), record["x"], np.ascontiguousarray(x[::-1])[::-1]):
+    backwards = np.ascontiguousarray(x[::-1])[::-1]
+    for other in (np.asfortranarray(x), frozen, x.astype(">f8"), record["x"], backwards):
         np.testing.assert_allclose(genred(other, y), wanted, rtol=1e-13)
     np.testing.assert_allclose(genred(x[:, ::-1], y[:, ::-1]), wanted, rtol=1e-13)
     np.testing.assert_allclose(genred(np.broadcast_to(x[0], (9, 3)), y), np.repeat(wanted[:1], 9, 0), rtol=1e-13)

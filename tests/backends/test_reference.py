@@ -25,6 +25,7 @@ def tiles(request, monkeypatch):
 def test_tiles(tiles, axis, program, run):
     """More columns than a tile is wide, rows in pieces, a parameter, a batch."""
     x, y, p = uniform(2, 1, 7, 3), uniform(1, 3, 1030, 3, seed=1), uniform(3, 1, seed=2)
+    y[..., -1, :] = 9  # the furthest, in the last tile
     args = [x, y, p] if axis == 1 else [y, x, p]
     aliases = ["x = Vi(3)", "y = Vj(3)", "p = Pm(1)"]
     dense = torch.exp(-p[:, None] * ((x[..., :, None, :] - y[..., None, :, :]) ** 2).sum(-1))
@@ -33,7 +34,7 @@ def test_tiles(tiles, axis, program, run):
     for name, k, wanted in (
         ("Sum", 0, dense.sum(-1, keepdim=True)),
         ("LogSumExp", 0, dense.logsumexp(-1, keepdim=True)),
-        ("ArgMax", 0, dense.argmax(-1, keepdim=True)),
+        ("ArgMin", 0, dense.argmin(-1, keepdim=True)),
         ("KMin", 4, dense.sort(-1).values[..., :4]),
     ):
         (found,) = run(program("Exp(-p * SqDist(x, y))", aliases, name, axis, k), args, "torch")

@@ -1,7 +1,7 @@
 """Every reduction of the registry against dense NumPy in float64, on the torch back end and on C.
 
-f = x * y + z and the weight g = w + v, the numbers small integers (in sums of exponentials: quarters), exact in float32:
-ties are frequent, and z carries NaN and infinities. A new reduction needs one line in ORACLES.
+f = x * y + z and the weight g = w + v, the numbers small integers (in sums of exponentials: quarters), exact in
+float32: ties are frequent, and z carries NaN and infinities. A new reduction needs one line in ORACLES.
 """
 
 import itertools
@@ -47,7 +47,7 @@ def softmax(f, g):
 
 
 def ordered(f, sign, k):
-    """Values and rows of the k smallest sign * f, NaN left out, ties by row; +inf * sign and -1 where there are none."""
+    """Values and rows of the k smallest sign * f, NaN left out, ties by row; sign * inf and -1 where there are none."""
     f = np.swapaxes(f, 1, 2)  # (M, D, N)
     order = np.lexsort((sign * f, np.isnan(f)))[..., :k]
     values = np.take_along_axis(f, order, -1)
@@ -238,11 +238,13 @@ def test_negative_weights_of_logsumexp(program, run):
 
 def test_large_exponents_do_not_overflow(program, run):
     x, y = torch.tensor([[0.0], [1e4], [-1e4]]), torch.tensor([[1e4], [1e4 - 1], [-1e4]])
-    for name, wanted in (("LogSumExp", torch.logsumexp((x + y.T).double(), 1, keepdim=True).float()), ("SoftMax", None)):
-        weight = "y" if name == "SoftMax" else None
+    dense = (x + y.T).double()
+    for name, weight, wanted in (
+        ("LogSumExp", None, dense.logsumexp(1, keepdim=True)),
+        ("SoftMax", "y", dense.softmax(1) @ y.double()),
+    ):
         (found,) = run(program("x + y", ["x = Vi(1)", "y = Vj(1)"], name, 1, 0, weight), [x, y])
-        wanted = torch.softmax((x + y.T).double(), 1).matmul(y.double()).float() if wanted is None else wanted
-        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(found, wanted.float())
 
 
 # ---- the K best ----
@@ -315,7 +317,7 @@ def merged(node, a, b):
 
 
 @pytest.mark.parametrize("op", MONOIDS.values(), ids=MONOIDS)
-@pytest.mark.parametrize("special", ["none", "nan in the middle", "-inf first", "all -inf", "all nan", "both infinities"])
+@pytest.mark.parametrize("special", ["none", "nan in the middle", "-inf first", "all -inf", "both infinities"])
 def test_monoid_laws(op, special):
     """Any split gives the same; nothing is neutral on both sides; merging is associative, a's rows first."""
     random = torch.Generator().manual_seed(2)

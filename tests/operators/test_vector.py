@@ -77,7 +77,9 @@ def test_meaning(op):
     torch.testing.assert_close(found, EXPECTED[op.name](*args, *op.example), rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize(("dims", "form"), [((1, 3), "SqNormIso"), ((3, 3), "SqNormDiag"), ((9, 3), "SymSqNorm"), ((1, 1), "SqNormIso")])
+@pytest.mark.parametrize(
+    ("dims", "form"), [((1, 3), "SqNormIso"), ((3, 3), "SqNormDiag"), ((9, 3), "SymSqNorm"), ((1, 1), "SqNormIso")]
+)
 def test_weighted_norms_choose_by_dim(dims, form):
     args = samples(*dims)
     s, f = on(*dims)
@@ -163,7 +165,8 @@ def test_conventions(backend, dtype, program, run):
         text = f"Concat({text}, {part})" if text else part
     (found,) = run(program(text, ["x = Vi(3)"]), [x], backend)
     for name, got, wanted in zip(parts, found.T, parts.values(), strict=True):
-        torch.testing.assert_close(got, torch.tensor(wanted, dtype=dtype), rtol=1e-6, atol=1e-6, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
+        wanted = torch.tensor(wanted, dtype=dtype)
+        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def jacobian_of(node, args):
@@ -178,6 +181,7 @@ def test_grad_matrix_is_the_row_major_jacobian():
     nonlinear = words["Exp"](product) * words["Elem"](v, 0)
     found = jacobian_of(words["GradMatrix"](nonlinear, v), args)
     for row in range(3):
+
         def f(x, row=row):
             return torch.exp(args[0][row].view(2, 3) @ x) * x[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from tritonkeops.passes.differentiate import differentiate, expand
 from tritonkeops.passes.simplify import simplify
 from tritonkeops.tile.ir import (
     BOOL,
+    COMPONENT_LOOPS,
     FLOAT,
     INDEX,
     TILE_REDUCTIONS,
@@ -215,16 +217,21 @@ class Interpreter:
     def stores(self, stores, into, acc, bound, tile):  # type: ignore[no-untyped-def]
         result = {name: tensor.clone() for name, tensor in into.items()}
         for store in stores:
-            places = range(store.position.size) if isinstance(store.position, Index) else [store.position]
-            for k in places:
-                inner = {**bound, store.position: k} if isinstance(store.position, Index) else bound
-                result[store.target][k] = self.value(store.value, acc, inner, tile)
+            free = [k for k in indices_of(store.position) if k not in bound]
+            for counts in itertools.product(*(range(k.size) for k in free)):
+                inner = {**bound, **dict(zip(free, counts, strict=True))}
+                result[store.target][self.position(store.position, inner)] = self.value(store.value, acc, inner, tile)
         return result
 
     def value(self, root: Value, acc, bound, tile: slice):  # type: ignore[no-untyped-def]
-        if root.op == "sum":
+        if root.op in COMPONENT_LOOPS:
             k = root.attr[0]
-            return sum(self.value(root.args[0], acc, {**bound, k: n}, tile) for n in range(k.size))
+            terms = torch.broadcast_tensors(
+                *(self.value(root.args[0], acc, {**bound, k: n}, tile) for n in range(k.size))
+            )
+            if root.op.startswith("arg"):
+                return getattr(torch.stack(terms), root.op)(0).double()
+            return {"sum": torch.sum, "max": torch.amax, "min": torch.amin}[root.op](torch.stack(terms), 0)
         if root.op == "piecewise":
             k, *stops = root.attr
             n = self.position(k, bound)

@@ -200,14 +200,10 @@ def _variable(expr: ast.Expr, place: int | None, faults: list[Diagnostic]) -> tu
 
 def _check_positions(declared: _Declared, faults: list[Diagnostic], complete: bool) -> None:
     positions = sorted(declared.by_position)
-    if complete and positions != list(range(len(positions))):
-        missing = sorted(set(range(positions[-1] + 1)) - set(positions))
-        span = declared.spans[positions[-1]]
-        faults.append(
-            Diagnostic(
-                span, f"positions are {positions}: expected 0 to {positions[-1]}, without a gap; missing {missing}"
-            )
-        )
+    missing = next((n for n, position in enumerate(positions) if n != position), None)
+    if complete and missing is not None:
+        message = f"positions are {positions}: expected 0, 1, 2 ... without a gap; {missing} is missing"
+        faults.append(Diagnostic(declared.spans[positions[-1]], message))
 
 
 def _integer(expr: ast.Expr) -> int | None:
@@ -313,6 +309,8 @@ class _Typer:
         if op.symbol == "/" and isinstance(node.operands[1], Const) and not node.operands[1].value:
             raise IllTyped("division by the constant 0", 1)
         if op in STRUCTURAL and is_reduced(node.operands[0]):
+            if op.expand:
+                raise IllTyped(f"{op.name} takes a formula, not a reduction", 0)
             self._check_axes(node)
 
     def _check_axes(self, node: Node) -> None:

@@ -37,7 +37,10 @@ class _Plain:
 
 
 class _Kahan:
-    """Running totals with what the last addition lost (Kahan 1965); `lost` is what another total lost, when merging."""
+    """Running totals with what the last addition lost (Kahan 1965); `lost` is what another total lost, when merging.
+
+    Once the total is infinite, what is lost is NaN (inf - inf): it is dropped, so that the total stays infinite.
+    """
 
     def fields(self, name: str, size: int) -> tuple[Field, ...]:
         return (Field("lost_" + name, size, 0.0), Field(name, size, 0.0))
@@ -53,10 +56,11 @@ class _Kahan:
             known = known + lost(c) if lost else known
             return terms(c) - m.where(m.abs(known) < math.inf, known, 0)  # what an infinite total loses is NaN
 
-        return [
-            m.vector(total.dim, lambda c: ((old(c) + addend(c)) - old(c)) - addend(c)),
-            m.vector(total.dim, lambda c: old(c) + addend(c)),
-        ]
+        def error_after(c: Any) -> Any:
+            lost_now = ((old(c) + addend(c)) - old(c)) - addend(c)
+            return m.where(m.eq(lost_now, lost_now), lost_now, 0)
+
+        return [m.vector(total.dim, error_after), m.vector(total.dim, lambda c: old(c) + addend(c))]
 
 
 _Sums = _Plain | _Kahan
