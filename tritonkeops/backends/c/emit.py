@@ -646,7 +646,9 @@ class _Body:
                 f"r->{self.kernel.rows[value]}{index}[{self.base}l]", value, self.kernel.rows[value] + "_"
             )
         text = self.operation(value, u)
-        binds = 7 if text.startswith(("-", "(")) else _PRECEDENCE.get(value.op, _ATOM)
+        binds = _PRECEDENCE.get(value.op, _ATOM)
+        if value.op == "const" and text.startswith("-"):
+            binds = _PRECEDENCE["neg"]
         return f"({text})" if binds < level else text
 
     def _read(self, element: str, value: Value, stem: str) -> str:
@@ -819,10 +821,14 @@ def _boundary(program: TileProgram) -> dict[Value, str]:
 
 def _sources(values: list[Value]) -> list[Value]:
     """Floats of a pair that do not depend on the accumulators, read by what does: what an insertion reads."""
+    order = {value: n for n, value in enumerate(topological(values))}
     found: dict[Value, None] = {}
-    for value in topological(values):
+    stack, seen = list(values), set(values)
+    while stack:
+        value = stack.pop()
         if "tile" in value.axes or value.type == BOOL:
-            for arg in value.args:
-                if arg.type == FLOAT and "tile" not in arg.axes and arg.op != "const":
-                    found[arg] = None
-    return list(found)
+            stack.extend(arg for arg in value.args if arg not in seen)
+            seen.update(value.args)
+        elif value.type == FLOAT and value.op != "const":
+            found[value] = None
+    return sorted(found, key=order.__getitem__)
