@@ -31,7 +31,7 @@ FORMULAS = {
     "quadratic form": ("WeightedSqDist(S, x, y)", ["S = Pm(400)", "x = Vi(20)", "y = Vj(20)"], "Min"),
     "concatenation": ("Concat(Concat(x, y), Extract(y, 2, 17) * x) ", ["x = Vi(1)", "y = Vj(20)"], "Sum"),
     "tensor product": ("TensorProd(x, y)", ["x = Vi(5)", "y = Vj(6)"], "Max"),
-    "negative factors": ("(-2 * (x * y) + y) * Exp(x - y) * b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(1)"], "Sum"),
+    "negative factors": ("(-2 * Exp(x * y) + Sin(x + y)) * Exp(x - y)", ["x = Vi(3)", "y = Vj(3)"], "Sum"),
     "choices in a loop": ("Softplus(Max(ReLU(ExtractT(y, 0, 21)))) * x", ["x = Vi(1)", "y = Vj(20)"], "KMin_ArgKMin"),
     "gradient": ("Grad(Exp(-SqDist(x, y)) * b, x, e)", ["x = Vi(3)", "y = Vj(3)", "b = Vj(1)", "e = Vi(1)"], "Sum"),
     "long gradient": ("Grad(Exp(-SqDist(x, y) / 8), x, e)", ["x = Vi(30)", "y = Vj(30)", "e = Vi(1)"], "Sum"),
