@@ -143,3 +143,13 @@ def test_nothing_is_printed() -> None:
 
 def test_exports() -> None:
     assert api.__all__ == ["Genred"] and isinstance(tritonkeops.__version__, str)
+
+
+def test_sparse_tensors_are_refused_and_negated_views_are_read_right():
+    genred = Genred("x * y", ["x = Vi(1)", "y = Vj(1)"], axis=1)
+    y = torch.ones(3, 1)
+    with pytest.raises(TypeError, match="x = Vi\\(1\\): expected a dense tensor"):
+        genred(torch.eye(2)[:, :1].to_sparse(), y)
+    negated = torch.view_as_complex(torch.arange(1.0, 5.0).reshape(2, 1, 2)).conj().imag
+    assert negated.is_neg()
+    assert torch.equal(genred(negated, y), 3 * negated)

@@ -106,9 +106,9 @@ class Caller:
     def __call__(self, args: Sequence[Tensor], out: Tensor | tuple[Tensor, ...] | None = None) -> list[Tensor]:
         """The outputs, each (*batch, M, dim), or (*batch, M, K[, D]) for K-reductions."""
         try:
-            key = tuple([(x.shape, x.stride(), x.dtype, x.device) for x in args])
+            key = tuple([(x.shape, x.stride(), x.dtype, x.device, x.is_neg()) for x in args])
             plan = self._plans.get(key)
-        except AttributeError:
+        except (AttributeError, RuntimeError):  # no tensor, or one without strides: the plan says so
             plan, key = None, ()
         if plan is None:
             plan = self._plan(args)
@@ -122,7 +122,7 @@ class Caller:
         )
         if plan.copies or any(plan.reshape):
             args = [x if shape is None else x.reshape(shape) for x, shape in zip(args, plan.reshape, strict=True)]
-            args = [x.contiguous() if n in plan.copies else x for n, x in enumerate(args)]
+            args = [x.resolve_neg().contiguous() if n in plan.copies else x for n, x in enumerate(args)]
         plan.launch(args, outputs, torch.get_num_threads())
         return [x.view(plan.public) for x in outputs] if out is None else outputs
 
@@ -148,8 +148,8 @@ class Caller:
         reshape = tuple(_parameter_shape(var, arg, variables, args) for var, arg in zip(variables, args, strict=True))
         args = [x if shape is None else x.reshape(shape) for x, shape in zip(args, reshape, strict=True)]
         layout = lay_out(variables, args, self.program.reduction.axis)
-        copies = tuple(n for n, x in enumerate(args) if x.shape[-1] > 1 and x.stride(-1) != 1)
-        args = [x.contiguous() if n in copies else x for n, x in enumerate(args)]
+        copies = tuple(n for n, x in enumerate(args) if x.is_neg() or (x.shape[-1] > 1 and x.stride(-1) != 1))
+        args = [x.resolve_neg().contiguous() if n in copies else x for n, x in enumerate(args)]
         target = self.how.target(_DTYPES[args[0].dtype], layout)
         launch = tuning.launch(self.program, target, args, layout)
         dims, public = self._shapes(layout)
@@ -180,6 +180,8 @@ def _check_tensors(variables: Sequence[Var], args: Sequence[Tensor]) -> None:
     for var, arg in zip(variables, args, strict=True):
         if not isinstance(arg, Tensor):
             raise TypeError(f"{describe(var)}: expected a tensor, got {type(arg).__name__}")
+        if arg.layout != torch.strided:
+            raise TypeError(f"{describe(var)}: expected a dense tensor, got one with layout {arg.layout}")
         if arg.dtype in (torch.float16, torch.bfloat16):
             raise NotImplementedError(f"{describe(var)}: {arg.dtype} is not there yet; expected float32 or float64")
         if arg.dtype not in _DTYPES:
