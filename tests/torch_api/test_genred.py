@@ -145,6 +145,27 @@ def test_exports() -> None:
     assert api.__all__ == ["Genred"] and isinstance(tritonkeops.__version__, str)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"axis": 1.0}, ValueError, "Axis should be 0 or 1; got 1.0"),
+        ({"axis": "1"}, ValueError, "Axis should be 0 or 1; got '1'"),
+        ({"aliases": None}, TypeError, "aliases: expected a list of strings"),
+        ({"reduction_op": None}, TypeError, "reduction_op: expected a name such as 'Sum'"),
+        ({"reduction_op": "KMin", "opt_arg": 1 << 70}, FormulaError, "expected at most 1048576"),
+        ({"reduction_op": "LogSumExp", "formula2": "Sum_Reduction(x, 1)"}, FormulaError, "not a reduction"),
+    ],
+)
+def test_constructor_arguments_of_the_wrong_kind(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Genred(**{"formula": "x - y", "aliases": ["x = Vi(3)", "y = Vj(3)"], **arguments})
+
+
+def test_aliases_may_come_from_any_iterable():
+    genred = Genred("x - y", (f"{name} = {kind}(1)" for name, kind in (("x", "Vi"), ("y", "Vj"))), axis=torch.tensor(1))
+    assert genred(torch.ones(2, 1), torch.zeros(3, 1)).tolist() == [[3.0], [3.0]]
+
+
 def test_sparse_tensors_are_refused_and_negated_views_are_read_right():
     genred = Genred("x * y", ["x = Vi(1)", "y = Vj(1)"], axis=1)
     y = torch.ones(3, 1)

@@ -19,6 +19,8 @@ Number: TypeAlias = int | float | Fraction
 Static: TypeAlias = int | tuple[int, ...]
 
 NO_AXES: Axes = frozenset()
+MOST_NEIGHBOURS = 1 << 20
+"""The largest K of a K-reduction: each row keeps K values while it is reduced."""
 
 
 class IllTyped(ValueError):
@@ -260,6 +262,8 @@ class ReductionOp:
             )
         if k and not self.takes_k:
             raise IllTyped(f"{self.name} takes no opt_arg; got {k}")
+        if self.takes_k and k > MOST_NEIGHBOURS:
+            raise IllTyped(f"{self.name}: K = {k}, expected at most {MOST_NEIGHBOURS}")
         if self.takes_k and k < 1:
             raise IllTyped(f"{self.name} needs opt_arg=K, a positive number of neighbours; got {k}")
 

@@ -385,6 +385,9 @@ def _reduce(
         faults.append(Diagnostic(None, f"Axis should be 0 or 1; got {axis!r}"))
     if None in nodes or axis not in (0, 1):
         return None
+    if any(node is not None and is_reduced(node) for node in nodes):
+        faults.append(Diagnostic(trees[-1].span, "a weight is a formula, not a reduction"))
+        return None
     try:
         return Reduction(op, nodes, axis, k)  # type: ignore[arg-type]
     except IllTyped as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import SupportsIndex
 
 from tritonkeops.compiler import Program, Target, explain
@@ -61,7 +61,14 @@ class GenredBase:
                 )
         if opt_arg is not None and not isinstance(opt_arg, SupportsIndex):
             raise TypeError(f"opt_arg: expected an integer K, got {opt_arg!r}")
-        self.formula, self.aliases = formula, tuple(aliases)
+        if not isinstance(axis, SupportsIndex):
+            raise ValueError(f"Axis should be 0 or 1; got {axis!r}")
+        if not isinstance(reduction_op, str):
+            raise TypeError(f"reduction_op: expected a name such as 'Sum', got {reduction_op!r}")
+        if isinstance(aliases, str) or not isinstance(aliases, Iterable):
+            raise TypeError(f"aliases: expected a list of strings such as 'x = Vi(3)', got {aliases!r}")
+        axis, aliases = operator.index(axis), tuple(aliases)
+        self.formula, self.aliases = formula, aliases
         self.reduction_op, self.axis, self.opt_arg, self.formula2 = reduction_op, axis, opt_arg, formula2
         program = Program(formula, aliases, reduction_op, axis, operator.index(opt_arg or 0), formula2)
         self._call = Caller(program, accuracy(program, dtype_acc, use_double_acc, sum_scheme))
