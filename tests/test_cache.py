@@ -103,11 +103,12 @@ def test_a_missing_file_counts_as_absent() -> None:
 
 
 def test_clear_removes_ours_only(empty_cache: Path) -> None:
-    cache.keep("key", b"content", ".so", "title")
-    other = empty_cache / "notes.md"
-    other.write_text("mine")
-    assert cache.clear() >= 2
-    assert list(empty_cache.iterdir()) == [other]
+    cache.keep(cache.digest("key"), b"content", ".so", "title")
+    others = {empty_cache / name for name in ("notes.md", "package.json", "notes-1.txt", "my-prog.c")}
+    for path in others:
+        path.write_text("mine")
+    assert cache.clear() == 2
+    assert set(empty_cache.iterdir()) == others
 
 
 def test_writing_leaves_no_parts(empty_cache: Path) -> None:

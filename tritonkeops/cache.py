@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+_PART = ".part-tritonkeops-"
+_OURS = re.compile(rf"[0-9a-f]{{32}}(\.json|-[0-9a-f]{{8}}\.\w+|-failed\.c)|{re.escape(_PART)}.*")
 log = logging.getLogger("tritonkeops")
 
 
@@ -90,7 +93,7 @@ def _record(key: str) -> Path:
 
 
 def _write(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PART)
     with os.fdopen(handle, "wb") as file:
         file.write(content)
     os.replace(name, path)
@@ -109,10 +112,8 @@ def entries() -> Iterator[Entry]:
 
 
 def clear() -> int:
-    """Remove every file of ours; returns how many."""
-    files = [
-        path for pattern in ("*.json", "*-*.so", "*-*.c", "*-*.txt", ".part-*") for path in directory().glob(pattern)
-    ]
+    """Remove every file of ours, known by its name, and no other; returns how many."""
+    files = [path for path in directory().iterdir() if _OURS.fullmatch(path.name)]
     for path in files:
         path.unlink(missing_ok=True)
     return len(files)

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 import tritonkeops
 import tritonkeops.torch as api
@@ -174,3 +176,17 @@ def test_sparse_tensors_are_refused_and_negated_views_are_read_right():
     negated = torch.view_as_complex(torch.arange(1.0, 5.0).reshape(2, 1, 2)).conj().imag
     assert negated.is_neg()
     assert torch.equal(genred(negated, y), 3 * negated)
+
+
+def test_tensors_without_memory_and_tangents_are_refused():
+    genred = Genred("x + y", ["x = Vi(1)", "y = Vj(1)"], axis=1)
+    x, y = torch.ones(2, 1), torch.ones(3, 1)
+    with FakeTensorMode(), pytest.raises(TypeError, match="x: expected a tensor with memory"):
+        genred(torch.ones(2, 1), torch.ones(3, 1))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="autograd"):
+        genred(forward_ad.make_dual(x, x), y)
+
+
+def test_deep_formulas_of_parameters_are_emitted_in_no_time():
+    formula = "y * " + "Softplus(" * 40 + "p" + ")" * 40
+    assert "log1p_f32" in Genred(formula, ["y = Vj(1)", "p = Pm(1)"], axis=1).explain("c")

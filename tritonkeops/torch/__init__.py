@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from tritonkeops.runtime.call import check_options
 from tritonkeops.runtime.genred import GenredBase
@@ -41,9 +42,14 @@ class Genred(GenredBase):
         """
         if backend != "auto" or device_id != -1 or ranges is not None:
             check_options(backend, device_id, ranges)
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+        reverse = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
+        if reverse or (forward_ad._current_level >= 0 and any(map(_has_tangent, args))):
             raise NotImplementedError(
                 "gradients by autograd are not there yet: write Grad(...) in the formula, or call under torch.no_grad()"
             )
         outputs = self._call(args, out)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def _has_tangent(x: object) -> bool:
+    return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]

@@ -148,6 +148,7 @@ class CLaunch:
         self._stride = (ctypes.c_int64 * len(args))(*map(_row_stride, program.inputs, args))
         self._offset = np.ascontiguousarray(_offsets(program, args, layout))
         self._kinds = [output.index for output in program.outputs]
+        self._inputs = program.inputs
         self._lanes = program.schedule.lanes
         self._work = self._entries * layout.rows * layout.cols * (8 + 2 * sum(x.dim for x in program.inputs if x.axis))
         self._addresses = ctypes.c_void_p * len(args)
@@ -155,7 +156,10 @@ class CLaunch:
     def __call__(self, args: Sequence[Tensor], outputs: Sequence[Tensor], threads: int) -> None:
         """See Launch. Raises MemoryError where the workspace of a few MB cannot be had."""
         threads = max(1, min(threads, self._work // _THREAD_WORK))
-        data = self._addresses(*[arg.data_ptr() for arg in args])
+        addresses = [arg.data_ptr() for arg in args]
+        if 0 in addresses:
+            self._check_memory(args)
+        data = self._addresses(*addresses)
         value = next((out.data_ptr() for out, index in zip(outputs, self._kinds, strict=True) if not index), None)
         index = next((out.data_ptr() for out, index in zip(outputs, self._kinds, strict=True) if index), None)
         call = _Call(
@@ -164,6 +168,12 @@ class CLaunch:
         )  # fmt: skip
         if self._entries * self._layout.rows and self._run(ctypes.addressof(call), threads):
             raise MemoryError("no memory for the accumulators of a reduction")
+
+    def _check_memory(self, args: Sequence[Tensor]) -> None:
+        """Fake tensors have shapes and no memory; empty ones may have none."""
+        for source, arg in zip(self._inputs, args, strict=True):
+            if arg.numel() and not arg.data_ptr():
+                raise TypeError(f"{source.name}: expected a tensor with memory, got {type(arg).__name__}")
 
     def _splits(self, threads: int) -> int:
         """Into how many parts to split j, so that few rows still occupy all threads."""

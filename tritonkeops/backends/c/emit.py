@@ -807,11 +807,15 @@ def _uses(values: Iterable[Value]) -> dict[Value, int]:
 def _boundary(program: TileProgram) -> dict[Value, str]:
     """What the prologue keeps: values that depend on i alone and are read by others (but loads, which it packs)."""
     kept: dict[Value, str] = {}
+    seen: set[Value] = set()
     for value in topological([s.value for s in (*program.update, *program.finish)]):
         if not value.hoisted:
             stack = list(value.args)
             while stack:
                 arg = stack.pop()
+                if arg in seen:
+                    continue
+                seen.add(arg)
                 if arg.hoisted and arg.by_row and arg.op != "load" and arg.type == FLOAT and len(arg.indices) <= 1:
                     kept.setdefault(arg, f"r{len(kept)}")
                 elif arg.hoisted:
