@@ -45,8 +45,8 @@ class Accuracy:
         acc = dtype if self.dtype_acc == "auto" else self.dtype_acc
         if (dtype, acc) == ("float64", "float32") or acc == "float16":
             raise ValueError(f"dtype_acc={acc!r}: expected at least the precision of the data, {dtype}")
-        few = layout.rows if layout.rows <= _FEW_ROWS else 0
-        return Target(dtype, acc, self.sum_scheme, _FEW_ROWS if few else 0, layout.cols >= 2**31)
+        few_rows = _FEW_ROWS if 0 < layout.rows <= _FEW_ROWS else 0
+        return Target(dtype, acc, self.sum_scheme, few_rows, layout.cols >= 2**31)
 
 
 def accuracy(program: Program, dtype_acc: str, use_double_acc: bool, sum_scheme: str) -> Accuracy:
