@@ -12,9 +12,9 @@ WORKERS ?= 2
 
 help:
 	@echo "make demo    run the examples; pictures go to examples/output/"
-	@echo "make test    ruff, mypy and pytest"
+	@echo "make test    ruff, mypy and pytest; Triton kernels in its interpreter"
 	@echo "make lint    ruff and mypy alone"
-	@echo "make bench   ours against PyKeOps, torch, FAISS and scikit-learn (ARGS=\"--quick --cases gaussian_d3\")"
+	@echo "make bench   on the CPU, ours against PyKeOps, torch, FAISS and scikit-learn (ARGS=\"--quick --cases gaussian_d3\")"
 	@echo "make clean   remove .venv, caches, build products and pictures"
 
 demo: $(VENV)/.installed-demo
@@ -23,6 +23,7 @@ demo: $(VENV)/.installed-demo
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) tests/interpreted
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -76,9 +76,7 @@ class Labelled:
 
 def split(digits: Labelled, part: float) -> tuple[Labelled, Labelled]:
     """Hold out this part of the digits, the same part of each class."""
-    parts = train_test_split(
-        digits.points, digits.labels, test_size=part, random_state=0, stratify=digits.labels
-    )
+    parts = train_test_split(digits.points, digits.labels, test_size=part, random_state=0, stratify=digits.labels)
     return Labelled(parts[0], parts[2]), Labelled(parts[1], parts[3])
 
 
@@ -261,9 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--M", type=int, default=100_000, help="queries in 3-D (default 100,000)")
     parser.add_argument("--N", type=int, default=100_000, help="data points in 3-D (default 100,000)")
     parser.add_argument("--chunk", type=int, default=5_000, help="rows in one call (default 5,000)")

@@ -74,9 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--M", type=int, default=3000, help="number of x_i (default 3000)")
     parser.add_argument("--N", type=int, default=5000, help="number of y_j (default 5000)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the picture")

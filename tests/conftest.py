@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tritonkeops.backends.c.build import compiler
+from tritonkeops.backends.kernel import collapse
 from tritonkeops.compiler import Program, Target
 from tritonkeops.runtime.call import lay_out
 
@@ -32,12 +33,16 @@ def run_program(
         pytest.skip("no C compiler")
     layout = lay_out(program.variables, args, program.reduction.axis)
     dtype = str(args[0].dtype).removeprefix("torch.")
-    target = Target(dtype, dtype_acc or dtype, sum_scheme, few_rows)
+    target = Target(dtype, dtype_acc or ("float64" if dtype == "float64" else "float32"), sum_scheme, few_rows)
+    if backend == "triton":
+        sizes, _ = collapse(layout, args, [2 if var.axes else 1 for var in program.variables])
+        target = replace(target, backend="triton", batch_dims=len(sizes))
     schedule = replace(program.tile(target).schedule, **changes) if changes else None
-    kernel = program.kernel(target, schedule) if backend == "c" else program.reference(target)
+    kernel = program.reference(target) if backend == "torch" else program.kernel(target, schedule)
     kinds = [torch.int64 if kind == "index" else args[0].dtype for kind in program.reduction.op.outputs]
     shape = (*layout.batch, layout.rows, program.reduction.dim)
-    outputs = out or [torch.full(shape, -99, dtype=kind) for kind in kinds]  # what a kernel forgets to write shows
+    # What a kernel forgets to write shows.
+    outputs = out or [torch.full(shape, -99, dtype=kind, device=args[0].device) for kind in kinds]
     kernel.prepare(args, layout)(args, outputs, threads)
     return outputs
 
@@ -50,5 +55,5 @@ def program():
 
 @pytest.fixture(scope="session")
 def run():
-    """run(program, args, backend="c" or "torch", threads=..., block_j=...): a list of outputs."""
+    """run(program, args, backend="c", "torch" or "triton", threads=..., block_sum=...): a list of outputs."""
     return run_program

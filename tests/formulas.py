@@ -193,14 +193,23 @@ def dense(node: Node, values: Values) -> Tensor:
     return evaluate(node, values, like)
 
 
-def reduce_dense(node: Reduction, terms: Sequence[Tensor], M: int, N: int) -> list[Tensor]:
-    """The outputs of a reduction of dense terms (dim, M or 1, N or 1): (dim, rows)."""
+def reduce_dense(
+    node: Reduction, terms: Sequence[Tensor], M: int, N: int, factor: Tensor | None = None
+) -> list[Tensor]:
+    """The outputs of a reduction of dense terms (dim, M or 1, N or 1), times the factor's value: (dim, rows)."""
     like = torch.empty((0, 1, 1), dtype=torch.float64)
     full = [term.expand(-1, M, N) for term in terms]
     full = [term.transpose(-1, -2) for term in full] if node.axis == 0 else full
+    factor = factor.transpose(-1, -2) if factor is not None and node.axis == 0 else factor
     rows, cols = full[0].shape[1:]
     state = fold(node, identity(node, (rows, 1), like), full, 0, like)
-    return [out.expand(-1, rows, 1)[..., 0] for out in finalize(node, state, cols, like)]
+    return [out.expand(-1, rows, 1)[..., 0] for out in finalize(node, state, cols, like, factor)]
+
+
+def dense_outputs(node: Reduction, values: Values, M: int, N: int) -> list[Tensor]:
+    """The outputs of a reduction without gradients at these values: (dim, rows)."""
+    factor = dense(node.factor, values) if node.factor else None
+    return reduce_dense(node, [dense(arg, values) for arg in node.args], M, N, factor)
 
 
 def noisy(root: Node, values: Values, level: float, seed: int) -> Tensor:

@@ -154,6 +154,26 @@ def c_loop():
     return f"```c\n{loop[1]}```"
 
 
+def triton_functions():
+    """What the Triton kernel does with a tile, and around it."""
+    source = GAUSSIAN.source(Target(backend="triton"))
+    functions = re.findall(r"^@triton\.jit\n.*?(?=\n\n\n|\Z)", source, re.M | re.S)
+    fold = next(f for f in functions if "def fold(" in f)
+    reduce = next(f for f in functions if "fold(" in f and "def fold(" not in f)
+    return f"```py\n{fold}\n\n\n{reduce.rstrip()}\n```"
+
+
+def machine_code():
+    """The newest counts for compute capability 9.0, and by what they were compiled."""
+    pytest.importorskip("triton")
+    from bench import machine_code
+
+    rows = [row for row in machine_code.latest() if row.target == "cuda:90"]
+    last = json.loads(machine_code.RESULTS.read_text().splitlines()[-1])
+    made = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
+    return f"{machine_code.table(rows)}\n\n{made}; {last['date'][:10]}."
+
+
 PEERS = {"pykeops": "PyKeOps", "torch": "torch", "faiss": "FAISS", "sklearn": "scikit-learn"}
 
 
@@ -205,6 +225,8 @@ def circumstances(record):
 GENERATED = {
     **{f"stage {name}": lambda name=name: stage(name) for name in ("ast", "formula", "simplified", "tile")},
     "stage c": c_loop,
+    "stage triton": triton_functions,
+    "machine code": machine_code,
     "operators": operator_table,
     "reductions": reduction_table,
     "speed": speed,

@@ -17,6 +17,8 @@ import tritonkeops.operators  # fills the registry of words
 from tritonkeops import cache
 from tritonkeops.formula.ir import Operator, ReductionOp, words
 
+_EMIT = ("ast", "formula", "simplified", "tile", "c", "triton", "ttir", "ttgir", "llir", "ptx", "sass", "amdgcn")
+_DTYPES = ("float32", "float64", "float16", "bfloat16")
 _DESCRIPTION = """\
 A compiler from KeOps formulas to fused kernels.
 
@@ -32,7 +34,6 @@ for example
 A first argument that is none of the words explain, info, cache and tables is a formula; `explain FORMULA ...` takes
 any formula, one of these words too.
 """
-_EMIT = ("ast", "formula", "simplified", "tile", "c")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,7 +80,8 @@ def _explain_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--opt-arg", type=int, metavar="K", help="K of the K-reductions")
     parser.add_argument("--formula2", type=_unguard, help="weight of LogSumExp, SumSoftMaxWeight and their kin")
     parser.add_argument("--emit", choices=_EMIT, default="c", help="the stage to print (default: c)")
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: float32")
+    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="default: float32")
+    parser.add_argument("--target", help="a GPU such as cuda:90 or hip:gfx942, for its stages; it need not be there")
     schemes = ("auto", "direct_sum", "block_sum", "kahan_scheme")
     parser.add_argument("--sum-scheme", choices=schemes, default="auto", help="default: auto")
 
@@ -100,7 +102,7 @@ def _explain(options: argparse.Namespace) -> Iterator[str]:
         options.formula, options.aliases, options.reduction, options.axis, opt_arg=options.opt_arg,
         formula2=options.formula2, sum_scheme=options.sum_scheme,
     )  # fmt: skip
-    yield kernel.explain(options.emit, options.dtype).rstrip("\n")
+    yield kernel.explain(options.emit, options.dtype, options.target).rstrip("\n")
 
 
 # The machine ----------------------------------------------------------------------------------------------------------
@@ -138,7 +140,7 @@ def _machine() -> dict[str, str]:
         "C compiler": _compiler(compiler()),
         "CPU": f"{platform.machine()}, vectors of {8 * vector_bytes()} bits",
         "threads": str(torch.get_num_threads()),
-        "devices": ", ".join(["cpu", *(f"{name} (no back end for it yet)" for name in gpus)]),
+        "devices": ", ".join(["cpu", *gpus]),
     }
 
 

@@ -1,7 +1,7 @@
 """The pipeline, from a formula to a kernel. Start here.
 
-text --parse--> AST --infer--> formula IR --differentiate, expand, simplify--> formula IR
-     --choose schedule, lower--> tile IR --emit--> C --build--> kernel
+text --parse--> AST --infer--> formula IR --differentiate, expand, simplify, factor--> formula IR
+     --choose schedule, lower--> tile IR --emit--> C or Triton --build--> kernel
 """
 
 from __future__ import annotations
@@ -12,35 +12,44 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from tritonkeops.backends.c.build import build, compiler
-from tritonkeops.backends.c.emit import emit
+from tritonkeops.backends.c.emit import emit as emit_c
 from tritonkeops.backends.kernel import Kernel
 from tritonkeops.backends.reference import TorchKernel
+from tritonkeops.backends.triton.emit import emit as emit_triton
 from tritonkeops.errors import Diagnostic, FormulaError
 from tritonkeops.formula.ir import IllTyped, Node, Reduction, Var
 from tritonkeops.formula.text import show, spell
 from tritonkeops.frontend import ast
 from tritonkeops.frontend.infer import Typed, infer
+from tritonkeops.passes.base2 import in_base_2
 from tritonkeops.passes.differentiate import differentiate, expand
+from tritonkeops.passes.factor import factor
 from tritonkeops.passes.simplify import simplify
 from tritonkeops.tile.ir import TileProgram
 from tritonkeops.tile.ir import show as show_tile
 from tritonkeops.tile.lower import lower
-from tritonkeops.tile.schedule import Schedule, choose
+from tritonkeops.tile.schedule import Schedule, choose_cpu, choose_gpu
+
+if TYPE_CHECKING:
+    from tritonkeops.backends.triton.build import TritonKernel
 
 log = logging.getLogger("tritonkeops")
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a formula is compiled for: dtypes of data and accumulators, sum scheme, and the class of sizes.
+    """What a formula is compiled for: back end ("c" or "triton"), dtypes of data and accumulators, sum scheme, and the
+    class of sizes.
 
-    `few_rows` > 0: at most so many rows i; `long`: more rows j than 31 bits count.
+    `few_rows` > 0: at most so many rows i; `long`: indices that 31 bits do not hold; `batch_dims`: batch dimensions
+    left when neighbours are joined (Triton only).
     """
 
     dtype: str = "float32"
@@ -48,6 +57,13 @@ class Target:
     sum_scheme: str = "block_sum"
     few_rows: int = 0
     long: bool = False
+    backend: str = "c"
+    batch_dims: int = 0
+
+    @property
+    def arithmetic(self) -> str:
+        """The dtype that formulas are computed in: float32 for half precision."""
+        return "float64" if self.dtype == "float64" else "float32"
 
 
 class Program:
@@ -70,14 +86,21 @@ class Program:
     def tile(self, target: Target, schedule: Schedule | None = None) -> TileProgram:
         """The tile program for a target, on the schedule given or chosen."""
         node = self.reduction
+        if target.backend == "triton" and target.arithmetic == "float32":
+            node = in_base_2(node)
         if target.sum_scheme == "kahan_scheme" and node.op.compensated:
-            node = Reduction(node.op.compensated, node.args, node.axis)
-        chosen = schedule or choose(node, _itemsize(target), target.sum_scheme, target.few_rows, target.long)
+            node = Reduction(node.op.compensated, node.args, node.axis, node.k, node.factor)
+        choose = choose_gpu if target.backend == "triton" else choose_cpu
+        itemsize = 8 if target.arithmetic == "float64" else 4
+        chosen = schedule or choose(node, itemsize, target.sum_scheme, target.few_rows, target.long)
         return lower(node, chosen, self.variables, title=spell(self.typed.root))
 
     def source(self, target: Target, schedule: Schedule | None = None) -> str:
-        """The C text for a target."""
-        return emit(self.tile(target, schedule), target.dtype, target.dtype_acc)
+        """The C or Triton text for a target."""
+        program = self.tile(target, schedule)
+        if target.backend == "triton":
+            return emit_triton(program, target.dtype, target.dtype_acc, target.batch_dims).text
+        return emit_c(program, target.dtype, target.dtype_acc)
 
     def kernel(self, target: Target, schedule: Schedule | None = None) -> Kernel:
         """The kernel for a target, compiled at the first request. Many threads may ask."""
@@ -90,14 +113,33 @@ class Program:
         return kernel
 
     def _make(self, target: Target, schedule: Schedule | None) -> Kernel:
+        if target.backend == "triton":
+            return self.triton_kernel(target, schedule)
         if compiler() is None:
             _warn_no_compiler()
             return self.reference(target)
         program = self.tile(target, schedule)
-        source = emit(program, target.dtype, target.dtype_acc)
+        source = emit_c(program, target.dtype, target.dtype_acc)
         _publish("tile", show_tile(program))
         _publish("source", source)
         return build(source, program)
+
+    def triton_kernel(self, target: Target, schedule: Schedule | None = None) -> TritonKernel:
+        """The Triton module for a target; its kernels are compiled per device, at the first call there.
+
+        Raises ModuleNotFoundError without Triton.
+        """
+        try:
+            from tritonkeops.backends.triton.build import TritonKernel  # takes 0.3 s, and CPUs do not need it
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"reductions on GPUs need Triton ({error}): pip install triton") from None
+        program = self.tile(target, schedule)
+        # Contraction to multiply-adds would change what compensated sums compute as lost.
+        fusion = target.sum_scheme != "kahan_scheme"
+        kernel = TritonKernel(program, target.dtype, target.dtype_acc, target.batch_dims, fusion)
+        _publish("tile", show_tile(program))
+        _publish("source", kernel.emitted.text, "py")
+        return kernel
 
     def reference(self, target: Target) -> Kernel:
         """The same reduction evaluated by torch."""
@@ -111,14 +153,14 @@ class Program:
 
 
 def _passes(typed: Typed) -> Reduction:
-    """Differentiate, expand, simplify: what is left is a reduction of primitive operators."""
+    """Differentiate, expand, simplify, factor: what is left is a reduction of primitive operators."""
     try:
         node: Node = differentiate(typed.root)
     except IllTyped as error:
         raise FormulaError([Diagnostic(typed.trees[0].span, str(error))]) from None
     node = simplify(expand(simplify(node)))
     assert isinstance(node, Reduction)
-    return node
+    return factor(node)
 
 
 @functools.cache
@@ -126,17 +168,12 @@ def _warn_no_compiler() -> None:
     log.warning("no C compiler found ($CC, cc, gcc, clang): reductions run on the torch back end, many times slower")
 
 
-def _itemsize(target: Target) -> int:
-    return 8 if target.dtype == "float64" else 4
-
-
 # Seeing inside --------------------------------------------------------------------------------------------------
 
-STAGES = ("ast", "formula", "tile", "source")
 _published = iter(range(1, sys.maxsize))
 
 
-def _publish(stage: str, text: str) -> None:
+def _publish(stage: str, text: str, language: str = "c") -> None:
     """Print a stage that TRITONKEOPS_DEBUG names; write every stage to the folder TRITONKEOPS_DUMP."""
     wanted = {word.strip() for word in os.environ.get("TRITONKEOPS_DEBUG", "").split(",")}
     if stage in wanted or "all" in wanted:
@@ -144,23 +181,41 @@ def _publish(stage: str, text: str) -> None:
     folder = os.environ.get("TRITONKEOPS_DUMP")
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        suffix = {"source": "c"}.get(stage, "txt")
+        suffix = language if stage == "source" else "txt"
         Path(folder, f"{next(_published):04d}-{stage}.{suffix}").write_text(text)
 
 
-def explain(program: Program, stage: str, target: Target) -> str:
-    """The text of a stage: "ast", "formula" (as written), "simplified", "tile", "c" (or "source").
+MACHINE_STAGES = ("ttir", "ttgir", "llir", "ptx", "sass", "amdgcn")
+_DEVICES = {"amdgcn": "hip:gfx942"}
+STAGES = ("ast", "formula", "simplified", "tile", "c", "triton", *MACHINE_STAGES)
 
-    Raises ValueError for any other stage.
+
+def explain(program: Program, stage: str, target: Target, device: str | None = None) -> str:
+    """The text of a stage: "ast", "formula" (as written), "simplified", "tile", "c" or "triton" ("source" is the one of
+    the target's back end), and what Triton makes of the main kernel for a device that need not be there, such as
+    "cuda:90" (the default): "ttir", "ttgir", "llir", then "ptx" and "sass", or "amdgcn".
+
+    Raises ValueError for any other stage or device.
     """
     stages = {
         "ast": lambda: "\n".join(map(ast.show, program.typed.trees)) + "\n",
         "formula": lambda: show(program.typed.root),
         "simplified": lambda: show(program.reduction),
         "tile": lambda: show_tile(program.tile(target)),
-        "c": lambda: program.source(target),
+        "c": lambda: program.source(replace(target, backend="c")),
+        "triton": lambda: program.source(replace(target, backend="triton")),
         "source": lambda: program.source(target),
     }
+    if stage in MACHINE_STAGES:
+        device = device or _DEVICES.get(stage, "cuda:90")
+        return _machine_text(program, stage, replace(target, backend="triton"), device)
     if stage not in stages:
-        raise ValueError(f"explain: expected one of {', '.join(stages)}; got {stage!r}")
+        raise ValueError(f"explain: expected one of {', '.join(STAGES)}; got {stage!r}")
     return stages[stage]()
+
+
+def _machine_text(program: Program, stage: str, target: Target, device: str) -> str:
+    kernel = program.triton_kernel(target)
+    from tritonkeops.backends.triton.offline import assembly  # imports Triton
+
+    return assembly(kernel, stage, device)

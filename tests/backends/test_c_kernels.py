@@ -93,10 +93,10 @@ WIDTH = vector_bytes() // 8
 SCHEDULES = [
     {"lanes": 1, "width": 1, "unroll": 1},
     {"lanes": WIDTH, "width": WIDTH, "unroll": 5},
-    {"lanes": 4 * WIDTH, "width": 2 * WIDTH, "unroll": 3, "block_j": 4},
+    {"lanes": 4 * WIDTH, "width": 2 * WIDTH, "unroll": 3, "block_sum": 4},
     {"lanes": 2 * WIDTH, "width": 2 * WIDTH, "unroll": 2, "unroll_dims": 2},
     {"unroll_dims": 100, "unroll": 2},
-    {"index_bits": 64, "block_j": 1, "unroll": 1},
+    {"index_bits": 64, "block_sum": 1, "unroll": 1},
 ]
 
 

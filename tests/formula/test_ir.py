@@ -125,6 +125,9 @@ def test_a_reduction_varies_with_the_axis_that_is_kept(axis: int, kept: str) -> 
     (lambda: Reduction(reduction("SoftMax"), [x], 1), "SoftMax takes a weight"),
     (lambda: Reduction(reduction("SoftMax"), [word("Concat")(x, x), y], 1), "formula has dim 6 and weight dim 3"),
     (lambda: word("Elem")(x, 3), "expected 0 <= m < 3"),
+    (lambda: Reduction(reduction("Sum"), [x], 1, factor=y), "y is no factor of a result of dim 3"),
+    (lambda: Reduction(reduction("Sum"), [b], 1, factor=x), "x is no factor of a result of dim 1"),
+    (lambda: Reduction(reduction("Min"), [x], 1, factor=x), "Min: x is no factor"),
 ])  # fmt: skip
 def test_what_cannot_exist_is_refused(build, message) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(IllTyped, match=message):
@@ -166,6 +169,16 @@ def test_substitute_and_rebuild() -> None:
     node = Reduction(reduction("KMin"), [x | y], 0, 2)
     assert rebuild(node, node.operands) is node and rebuild(node, [b]).operands == (b,)
     assert rebuild(x, ()) is x
+
+
+def test_a_factor_is_part_of_a_reduction() -> None:
+    plain = Reduction(reduction("Sum"), [x * y], 1)
+    node = Reduction(reduction("Sum"), [x * y], 1, factor=p * x)
+    assert node is not plain and (node.dim, node.axes, node.operands) == (3, {"i"}, (x * y, p * x))
+    assert pickle.loads(pickle.dumps(node)) is node and variables(node) == (x, y, p)
+    assert rebuild(node, node.operands) is node
+    assert substitute(node, {p: Const(2)}).operands == (x * y, Const(2) * x)
+    assert repr(node) == "p * x * Sum_Reduction(x * y, 1)"
 
 
 def test_apply_checks_like_the_operator_s_call() -> None:

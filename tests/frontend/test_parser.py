@@ -387,9 +387,7 @@ def test_errors_read_well(expected: str) -> None:
 
 
 def test_errors_in_longer_texts() -> None:
-    assert message("x\n  + # y\n+ z") == (
-        "formula, line 2, column 5: unexpected character '#'\n  |   + # y\n  |     ^"
-    )
+    assert message("x\n  + # y\n+ z") == ("formula, line 2, column 5: unexpected character '#'\n  |   + # y\n  |     ^")
     assert message("f(x,\n  g(y\n") == "formula, line 2, column 4: '(' is never closed\n  |   g(y\n  |    ^"
     assert message("x +\n\n") == (
         "formula, line 1, column 4: expected an expression, got the end of the formula\n  | x +\n  |    ^"
@@ -479,9 +477,7 @@ def test_threads_may_share_the_parser() -> None:
     assert shown == [show(parse_formula(text)) for text in texts]
 
 
-def test_the_grammar_is_found_in_a_package_and_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_grammar_is_found_in_a_package_and_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parser, "__file__", str(tmp_path / "tritonkeops" / "frontend" / "parser.py"))
     with pytest.raises(FileNotFoundError, match="the grammar is neither at"):
         parser._grammar()

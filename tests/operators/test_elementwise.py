@@ -25,7 +25,8 @@ def half_away(x, d):
 EXPECTED = {
     "Add": torch.add, "Subtract": torch.sub, "Minus": torch.neg, "Mult": torch.mul, "Divide": torch.div,
     "Pow": torch.pow, "Powf": torch.pow, "Inv": torch.reciprocal, "Square": torch.square, "Sqrt": torch.sqrt,
-    "Rsqrt": torch.rsqrt, "Exp": torch.exp, "Expm1": torch.expm1, "Log": torch.log, "Log1p": torch.log1p,
+    "Rsqrt": torch.rsqrt, "Exp": torch.exp, "Exp2": torch.exp2, "Expm1": torch.expm1, "Log": torch.log,
+    "Log1p": torch.log1p,
     "XLogX": lambda x: torch.special.xlogy(x, x), "Tanh": torch.tanh, "Sigmoid": torch.sigmoid,
     "Softplus": lambda x: torch.logaddexp(x, torch.zeros_like(x)), "Erf": torch.special.erf, "Sin": torch.sin,
     "Cos": torch.cos, "SinXDivX": lambda x: torch.sinc(x / math.pi), "Asin": torch.asin, "Acos": torch.acos,

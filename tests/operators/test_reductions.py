@@ -14,13 +14,19 @@ import torch
 
 from tritonkeops.formula.evaluate import Components, TorchMath, finalize, fold, identity
 from tritonkeops.formula.ir import IllTyped, Reduction, ReductionOp, Var, words
-from tritonkeops.tile.schedule import choose
+from tritonkeops.tile.schedule import choose_cpu
 from tritonkeops.torch import Genred
 
 INF, NAN = math.inf, math.nan
 REDUCTIONS = {op.name: op for op in words.values() if isinstance(op, ReductionOp)}
 COMPENSATED = {op.name: op for op in REDUCTIONS.values() if op.compensated}  # served by sum_scheme="kahan_scheme"
-MONOIDS = REDUCTIONS | {f"{name}-compensated": op.compensated for name, op in COMPENSATED.items()}
+BASE2 = {name: op for name, op in REDUCTIONS.items() if op.base2}
+TWINS = {
+    **{f"{name}-compensated": op.compensated for name, op in COMPENSATED.items()},
+    **{f"{name}-base2": op.base2 for name, op in BASE2.items()},
+    **{f"{name}-base2-compensated": op.base2.compensated for name, op in BASE2.items()},
+}
+MONOIDS = REDUCTIONS | TWINS
 every_reduction = pytest.mark.parametrize("op", REDUCTIONS.values(), ids=REDUCTIONS)
 RTOL = {"float32": 3e-6, "float64": 1e-13}
 
@@ -158,7 +164,7 @@ SPECIALS = {
 
 def sizes(problem, dtype):
     """M and N around multiples of the schedule's lanes and unrolling: masked tails, leftover columns, nothing."""
-    schedule = choose(problem.program.reduction, 4 if dtype == "float32" else 8)
+    schedule = choose_cpu(problem.program.reduction, 4 if dtype == "float32" else 8)
     lanes, unroll = schedule.lanes, schedule.unroll
     pairs = itertools.product((0, 1, 3), (0, 1, unroll - 1, unroll, unroll + 1, 100))
     return [*pairs, *((m, unroll + 1) for m in (lanes - 1, lanes, lanes + 1)), (100, 3 * unroll), (100, 0)]
@@ -199,7 +205,7 @@ def test_blocks_of_j_are_merged(op, program, run):
     problem = Problem(program, op, 1 if op.takes_k else 3)
     for columns, special in [(6, ()), (7, ()), (8, ()), (100, ()), *((9, s) for s in SPECIALS.values())]:
         args = problem.data(10, columns, special=special)
-        problem.check(args, run(problem.program, args, block_j=7, unroll=3))
+        problem.check(args, run(problem.program, args, block_sum=7, unroll=3))
 
 
 @pytest.mark.parametrize("op", COMPENSATED.values(), ids=COMPENSATED)
@@ -208,7 +214,7 @@ def test_compensated_sums_agree(op, program, run):
     problem = Problem(program, op, 3)
     for columns, special in [(0, ()), (1, ()), (100, ()), *((9, s) for s in SPECIALS.values())]:
         args = problem.data(10, columns, special=special)
-        problem.check(args, run(problem.program, args, sum_scheme="kahan_scheme", block_j=7, unroll=3))
+        problem.check(args, run(problem.program, args, sum_scheme="kahan_scheme", block_sum=7, unroll=3))
 
 
 @every_reduction
@@ -345,6 +351,31 @@ def test_monoid_laws(op, special):
     same(merged(node, a, merged(node, b, c)))
     same(merged(node, accumulated(node, terms, [0, 9]), nothing))
     same(merged(node, nothing, accumulated(node, terms, [0, 9])))
+
+
+@pytest.mark.parametrize("op", BASE2.values(), ids=BASE2)
+@pytest.mark.parametrize("special", SPECIALS)
+def test_base_2_gives_the_same(op, special):
+    """Once f is multiplied by log2(e), with the special values in f; and the compensated twin in base 2."""
+    random = torch.Generator().manual_seed(3)
+    f = torch.randint(-3, 4, (2, 5, 9), generator=random).double() / 2
+    for column, number in SPECIALS[special]:
+        f[:, :, column] = number
+    g = torch.randint(1, 4, (2, 5, 9), generator=random).double()
+
+    def result(op, f):
+        node = Reduction(op, [Var(n, 2, 1, f"f{n}") for n in range(op.formulas[0])], 1)
+        state = accumulated(node, [f, g][: op.formulas[0]], [0, 4, 9])
+        return finalize(node, state, 9, f.new_zeros(0, 1, 1))[0]
+
+    for twin in (op.base2, op.compensated.base2, op.base2.compensated):
+        found = result(twin, f / math.log(2))
+        torch.testing.assert_close(found, result(op, f), rtol=1e-13, atol=1e-13, equal_nan=True)
+
+
+def test_twins_are_no_words():
+    assert not set(TWINS.values()) & set(words.values())
+    assert set(BASE2) == {name for name in REDUCTIONS if "Exp" in name or "Soft" in name}
 
 
 # ---- accuracy ----

@@ -133,8 +133,8 @@ def test_simplified_formulas_mean_the_same(data: st.DataObject) -> None:
     assert simplify(simpler) is simpler, "a fixed point"
     values = values_for(pool)
     a, b = torch.broadcast_tensors(dense(node, values), dense(simpler, values))
-    runs = [noisy(each, values, 1e-10, seed).expand_as(a) for each in (node, simpler) for seed in range(3)]
-    spread = torch.stack([(run - a).abs() for run in runs]).amax(0)
+    runs = [(noisy(f, values, 1e-10, seed) - x).abs() for f, x in ((node, a), (simpler, b)) for seed in range(3)]
+    spread = torch.stack(runs).amax(0)
     tame = spread < 1e-6 * (1 + a.abs())
     tolerance = 1e-4 * spread + 1e-12 * (1 + a.abs())
     assert bool(((a - b).abs() <= tolerance)[tame].all()), f"{node!r}\n{simpler!r}"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tritonkeops.torch import Genred
 
+no_gpu = pytest.mark.skipif(torch.cuda.is_available() or torch.xpu.is_available(), reason="there is a GPU")
 FORMULA, ALIASES = "Exp(-p*SqDist(x,y))*b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(2)", "p = Pm(1)"]
 
 
@@ -69,8 +70,16 @@ WRONG = {
         r"x = Vi\(3\): expected float32 or float64, got torch.bool",
     ),
     "complex": (TypeError, changed(0, torch.ones(5, 3, dtype=torch.complex64)), r"x = Vi\(3\): .* got torch.complex64"),
-    "half": (NotImplementedError, tensors(torch.float16), r"x = Vi\(3\): torch.float16 is not there yet"),
-    "bfloat16": (NotImplementedError, tensors(torch.bfloat16), r"x = Vi\(3\): torch.bfloat16 is not there yet"),
+    "half": (
+        NotImplementedError,
+        tensors(torch.float16),
+        r"x = Vi\(3\): expected float32 or float64 on the CPU, got torch.float16",
+    ),
+    "bfloat16": (
+        NotImplementedError,
+        tensors(torch.bfloat16),
+        r"x = Vi\(3\): expected float32 or float64 on the CPU, got torch.bfloat16",
+    ),
     "mixed": (
         TypeError,
         changed(2, torch.ones(7, 2)),
@@ -110,7 +119,7 @@ WRONG = {
     "meta": (
         NotImplementedError,
         [x.to("meta") for x in tensors()],
-        r"x = Vi\(3\) is on meta: only CPU tensors are served yet",
+        r"x = Vi\(3\) is on meta: expected a CPU, CUDA, ROCm or XPU tensor",
     ),
     "devices": (
         ValueError,
@@ -170,9 +179,10 @@ def test_detached_gradients_are_served(gaussian: Genred) -> None:
         ({"backend": "cuda"}, ValueError, "backend='cuda': expected one of 'auto', 'CPU', 'GPU', 'GPU_1D'"),
         ({"backend": "cpu"}, ValueError, "backend='cpu': expected one of"),
         ({"backend": None}, ValueError, "backend=None: expected one of"),
-        ({"backend": "GPU"}, NotImplementedError, "the GPU back end is not there yet; use 'auto' or 'CPU'"),
-        ({"backend": "GPU_1D"}, NotImplementedError, "not there yet"),
-        ({"backend": "GPU_2D_host"}, NotImplementedError, "not there yet"),
+        pytest.param({"backend": "GPU"}, RuntimeError, "backend='GPU': torch finds no GPU", marks=no_gpu),
+        pytest.param(
+            {"backend": "GPU_2D_host"}, RuntimeError, "backend='GPU_2D_host': torch finds no GPU", marks=no_gpu
+        ),
         ({"device_id": -2}, ValueError, "device_id=-2: expected -1 or the number of a device"),
         ({"device_id": "cpu"}, ValueError, "device_id='cpu': expected"),
         ({"ranges": (torch.ones(1),) * 6}, NotImplementedError, "ranges: block-sparse reductions are not there yet"),
@@ -306,7 +316,7 @@ def test_out_of_two_results() -> None:
 )
 def test_out_that_does_not_fit(gaussian: Genred, out: Tensor, got: str) -> None:
     with pytest.raises(
-        ValueError, match=rf"out: expected a contiguous torch.float64 tensor of shape \(5, 2\) on the CPU, {got}"
+        ValueError, match=rf"out: expected a contiguous torch.float64 tensor of shape \(5, 2\) on cpu, {got}"
     ):
         gaussian(*tensors(), out=out)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tritonkeops import cache
 from tritonkeops.backends.c.build import compiler
 from tritonkeops.runtime import tuning
-from tritonkeops.tile.schedule import Schedule, candidates
+from tritonkeops.tile.schedule import CpuSchedule, candidates
 from tritonkeops.torch import Genred
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")
@@ -53,7 +53,7 @@ def test_the_result_is_the_same(op: str, k: int | None, monkeypatch: pytest.Monk
 def test_the_answer_is_kept_and_used(measuring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call()
     (answer,) = answers(measuring)
-    assert Schedule(**answer) in candidates(Schedule(**answer))  # type: ignore[arg-type]
+    assert CpuSchedule(**answer) in candidates(CpuSchedule(**answer))  # type: ignore[arg-type]
     monkeypatch.setattr(tuning, "_time", lambda *args: pytest.fail("measured again"))
     call()
 
@@ -61,16 +61,16 @@ def test_the_answer_is_kept_and_used(measuring: Path, monkeypatch: pytest.Monkey
 def test_what_is_kept_decides(measuring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slowest candidate, once kept, is the one that runs."""
     times = iter(range(100, 0, -1))
-    tried: list[Schedule] = []
+    tried: list[CpuSchedule] = []
 
-    def last_is_best(program: object, target: object, schedule: Schedule, *rest: object) -> float:
+    def last_is_best(program: object, target: object, schedule: CpuSchedule, *rest: object) -> float:
         tried.append(schedule)
         return next(times)
 
     monkeypatch.setattr(tuning, "_time", last_is_best)
     call()
     (answer,) = answers(measuring)
-    assert Schedule(**answer) == tried[-1] != tried[0]  # type: ignore[arg-type]
+    assert CpuSchedule(**answer) == tried[-1] != tried[0]  # type: ignore[arg-type]
 
 
 def test_other_sizes_are_measured_anew(measuring: Path) -> None:
@@ -106,6 +106,6 @@ def test_it_is_off_unless_asked_for(value: str, measuring: Path, monkeypatch: py
 
 
 def test_candidates_are_distinct_and_start_with_the_chooser_s() -> None:
-    first = Schedule(form="simt", lanes=16, width=16, unroll=4)
+    first = CpuSchedule(form="simt", lanes=16, width=16, unroll=4)
     found = candidates(first)
     assert found[0] == first and len(set(found)) == len(found) > 3

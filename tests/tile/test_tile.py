@@ -11,11 +11,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
-from tests.formulas import dense, reduce_dense, reductions, values_for
+from tests.formulas import dense_outputs, reductions, values_for
 from tritonkeops.formula.evaluate import TorchMath
 from tritonkeops.formula.ir import Field, Reduction, Var
 from tritonkeops.frontend.infer import infer
 from tritonkeops.passes.differentiate import differentiate, expand
+from tritonkeops.passes.factor import factor
 from tritonkeops.passes.simplify import simplify
 from tritonkeops.tile.ir import (
     BOOL,
@@ -34,9 +35,9 @@ from tritonkeops.tile.ir import (
     verify,
 )
 from tritonkeops.tile.lower import Scalar, TileMath, lower
-from tritonkeops.tile.schedule import Schedule, candidates, choose
+from tritonkeops.tile.schedule import CpuSchedule, candidates, choose_cpu
 
-SIMT = Schedule(form="simt", lanes=16, width=16, unroll=4)
+SIMT = CpuSchedule(form="simt", lanes=16, width=16, unroll=4)
 
 
 def reduced(formula: str, aliases: list[str], op: str = "Sum", axis: int = 1, k: int = 0) -> Reduction:
@@ -308,10 +309,11 @@ def test_tile_programs_mean_what_formulas_mean(drawn: tuple[Reduction, list[Var]
     node, pool = drawn
     node = simplify(expand(simplify(differentiate(node))))
     assert isinstance(node, Reduction)
+    node = factor(node)
     axes = {axis for v in pool for axis in v.axes}
     M, N = 4 if "i" in axes else 1, 7 if "j" in axes else 1
     values = values_for(pool, M, N)
-    expected = reduce_dense(node, [dense(arg, values) for arg in node.args], M, N)
+    expected = dense_outputs(node, values, M, N)
     args = [values[v].reshape(v.dim, -1) for v in pool]
     rows, cols = (M, N) if node.axis == 1 else (N, M)
     for unroll_dims in (16, 2):
@@ -333,7 +335,7 @@ def test_component_arithmetic() -> None:
 
 
 def test_value_numbering() -> None:
-    m = TileMath(16)
+    m = TileMath(16, 16)
     a, b = m.const(2.0), m.number(3)
     assert (a + b).value is (a + b).value and (a + b).value is not (b + a).value
     assert m.const(0.5).value is m.const(0.5).value and isinstance(a + 1, Scalar)
@@ -354,11 +356,11 @@ def test_value_numbering() -> None:
 @pytest.mark.parametrize("itemsize", [4, 8])
 def test_the_chooser(op: str, k: int, dim: int, form: str, itemsize: int) -> None:
     node = reduced("SqDist(x,y)", [f"x = Vi({dim})", f"y = Vj({dim})"], op, 1, k)
-    schedule = choose(node, itemsize)
+    schedule = choose_cpu(node, itemsize)
     assert schedule.form == form
     assert schedule.lanes % schedule.width == 0 and schedule.unroll >= 1 and schedule.index_bits in (32, 64)
-    assert hash(schedule) == hash(choose(node, itemsize)) and str(schedule).startswith(form)
-    few, long = choose(node, itemsize, rows=1), choose(node, itemsize, long=True)
+    assert hash(schedule) == hash(choose_cpu(node, itemsize)) and str(schedule).startswith(form)
+    few, long = choose_cpu(node, itemsize, rows=1), choose_cpu(node, itemsize, long=True)
     assert few.lanes <= schedule.lanes and long.index_bits == 64
 
 
@@ -366,11 +368,11 @@ def test_the_chooser(op: str, k: int, dim: int, form: str, itemsize: int) -> Non
     "op,scheme,blocked", [("Sum", "block_sum", True), ("Sum", "direct_sum", False), ("Min", "direct_sum", False)]
 )
 def test_sum_schemes_set_blocks(op: str, scheme: str, blocked: bool) -> None:
-    assert bool(choose(reduced("SqDist(x,y)", ["x = Vi(3)", "y = Vj(3)"], op), 4, scheme).block_j) is blocked
+    assert bool(choose_cpu(reduced("SqDist(x,y)", ["x = Vi(3)", "y = Vj(3)"], op), 4, scheme).block_sum) is blocked
 
 
 def test_candidates_are_valid_schedules() -> None:
     node = reduced("SqDist(x,y)", ["x = Vi(3)", "y = Vj(3)"])
-    for schedule in candidates(choose(node, 4)):
+    for schedule in candidates(choose_cpu(node, 4)):
         assert schedule.lanes % schedule.width == 0 and schedule.unroll >= 1
         verify(lower(node, schedule))

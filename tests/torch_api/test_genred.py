@@ -75,8 +75,8 @@ def test_explain(stage: str, start: str) -> None:
 
 
 def test_explain_names_the_stages_it_knows() -> None:
-    with pytest.raises(ValueError, match="expected one of ast, formula, simplified, tile, c, source; got 'ptx'"):
-        Genred(*GAUSSIAN).explain("ptx")
+    with pytest.raises(ValueError, match=r"expected one of ast, formula, simplified, tile, c, triton, ttir.*; got 'C'"):
+        Genred(*GAUSSIAN).explain("C")
 
 
 def test_explained_source_names_the_user_s_variables_and_the_formula() -> None:

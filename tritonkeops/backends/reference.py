@@ -62,17 +62,28 @@ class TorchLaunch:
         return max(1, _TILE_NUMBERS // max(1, numbers * width)), width
 
     def _reduce(self, columns: list[Tensor], like: Tensor, rows: slice, width: int) -> list[Tensor]:
-        node, variables = self.kernel.node, self.kernel.variables
+        node = self.kernel.node
         like = torch.empty((0,) + (1,) * (len(self.layout.batch) + 2), dtype=like.dtype, device=like.device)
         wide = like.to(self.kernel.dtype_acc)
         state = identity(node, (*self.layout.batch, rows.stop - rows.start, 1), wide)
         for first in range(0, self.layout.cols, width):
             stop = min(first + width, self.layout.cols)
-            tile = {
-                v: c[..., rows, :] if self._kept(v) else c[..., first:stop] if v.axes else c
-                for v, c in zip(variables, columns, strict=True)
-            }
+            tile = self._part(columns, rows, slice(first, stop))
             shape = (*self.layout.batch, rows.stop - rows.start, stop - first)
             terms = [evaluate(arg, tile, like).to(wide.dtype) for arg in node.args]
             state = fold(node, state, [term.expand(-1, *shape) for term in terms], first, wide)
-        return [part.expand(-1, *self.layout.batch, -1, 1) for part in finalize(node, state, self.layout.cols, wide)]
+        outputs = finalize(node, state, self.layout.cols, wide, self._factor(columns, rows, like))
+        return [part.expand(-1, *self.layout.batch, -1, 1) for part in outputs]
+
+    def _factor(self, columns: list[Tensor], rows: slice, like: Tensor) -> Tensor | None:
+        factor = self.kernel.node.factor
+        if factor is None:
+            return None
+        return evaluate(factor, self._part(columns, rows, slice(0)), like).to(self.kernel.dtype_acc)
+
+    def _part(self, columns: list[Tensor], rows: slice, cols: slice) -> dict[Var, Tensor]:
+        """The variables' values in a tile."""
+        return {
+            v: c[..., rows, :] if self._kept(v) else c[..., cols] if v.axes else c
+            for v, c in zip(self.kernel.variables, columns, strict=True)
+        }

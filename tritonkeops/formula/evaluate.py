@@ -37,10 +37,11 @@ class TorchMath:
     def __init__(self, like: Tensor, rows: int = 0, count: int = 0) -> None:
         self.like, self.rows, self.count = like, rows, count
 
-    exp, log, log1p, expm1 = torch.exp, torch.log, torch.log1p, torch.expm1
+    exp, exp2, log, log1p, expm1 = torch.exp, torch.exp2, torch.log, torch.log1p, torch.expm1
     sin, cos, asin, acos, atan, atan2 = torch.sin, torch.cos, torch.asin, torch.acos, torch.atan, torch.atan2
     tanh, erf, sqrt, abs, floor, pow = torch.tanh, torch.erf, torch.sqrt, torch.abs, torch.floor, torch.pow
-    max, eq, ne = torch.maximum, torch.eq, torch.ne
+    max, min, eq, ne = torch.maximum, torch.minimum, torch.eq, torch.ne
+    maximum, minimum = torch.maximum, torch.minimum
 
     def const(self, value: float | int) -> Tensor:
         return self.like.new_full((1,) * (self.like.ndim - 1), value)
@@ -157,10 +158,12 @@ def fold(node: Reduction, state: list[Tensor], terms: Sequence[Tensor], rows: in
     return state
 
 
-def finalize(node: Reduction, state: list[Tensor], count: int, like: Tensor) -> list[Tensor]:
-    """Outputs of an accumulator of `count` rows j: tensors (dim, *batch, M, 1)."""
+def finalize(
+    node: Reduction, state: list[Tensor], count: int, like: Tensor, factor: Tensor | None = None
+) -> list[Tensor]:
+    """Outputs of an accumulator of `count` rows j, times the factor's value: tensors (dim, *batch, M, 1)."""
     outputs = node.op.finalize(TorchMath(like, count=count), _named(node, state))
-    return [output.tensor for output in outputs]
+    return [output.tensor if factor is None else output.tensor * factor for output in outputs]
 
 
 def _tensors(result: Sequence[Components], state: list[Tensor]) -> list[Tensor]:

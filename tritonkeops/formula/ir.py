@@ -228,8 +228,11 @@ class ReductionOp:
     nothing; then merging is a step for each of b's entries, its fields being k values and k rows j per component.
     `finalize(m, acc)` gives the outputs, floats or indices as `outputs` says, with `size(dims)` components (that of
     the last field unless said). `vjp(node, v, e, out)` is the adjoint as another reduction. `float_sum` marks sums of
-    floats, which honour dtype_acc and sum_scheme. `compensated` is the same reduction with compensated sums.
+    floats, which honour dtype_acc and sum_scheme; `linear` says that the result is linear in the formula.
     Accumulators carry the formulas' dims as `acc.dims`.
+
+    Twins, which are no words of the language: `compensated` is the same reduction with compensated sums; `base2` that
+    of powers of 2, which gives the same result once the first formula is multiplied by log2(e).
     """
 
     name: str
@@ -245,8 +248,10 @@ class ReductionOp:
     takes_k: bool = False
     vjp: Callable[..., Reduction] | None = None
     float_sum: bool = False
+    linear: bool = False
     size: Callable[[Sequence[int]], int] | None = None
     compensated: ReductionOp | None = None
+    base2: ReductionOp | None = None
 
     def check(self, args: tuple[Node, ...], k: int) -> None:
         """Raises IllTyped for a wrong number of formulas, dims that do not broadcast, or a missing K."""
@@ -307,28 +312,35 @@ class Reduction(Node):
     """A reduction of `args` (formula, then weight if any) over i (axis 0) or over j (axis 1).
 
     `dim` counts the components of the reduced value, one row of the result; `k` is the K of the K-reductions,
-    0 elsewhere. The result varies with the axis that is not reduced.
+    0 elsewhere. The result varies with the axis that is not reduced. A linear reduction may have a `factor`, which its
+    result is multiplied by: a formula of that axis alone, scalar or of the result's dim.
     """
 
-    __slots__ = ("args", "axis", "k", "op")
+    __slots__ = ("args", "axis", "factor", "k", "op")
     op: ReductionOp
     args: tuple[Node, ...]
     axis: int
     k: int
+    factor: Node | None
 
-    def __new__(cls, op: ReductionOp, args: Sequence[Node], axis: int, k: int = 0) -> Reduction:
-        """Raises IllTyped for a wrong number of formulas, dims that do not fit, or a missing K."""
+    def __new__(
+        cls, op: ReductionOp, args: Sequence[Node], axis: int, k: int = 0, factor: Node | None = None
+    ) -> Reduction:
+        """Raises IllTyped for a wrong number of formulas, dims that do not fit, a missing K, or a wrong factor."""
         args = tuple(args)
         op.check(args, k)
-        return cls._intern(op, args, axis, k)  # type: ignore[no-any-return]
+        node: Reduction = cls._intern(op, args, axis, k, factor)
+        if factor and not (op.linear and factor.dim in (1, node.dim) and factor.axes <= node.axes):
+            raise IllTyped(f"{op.name}: {factor!r} is no factor of a result of dim {node.dim}")
+        return node
 
-    def _fill(self, op: ReductionOp, args: tuple[Node, ...], axis: int, k: int) -> None:
+    def _fill(self, op: ReductionOp, args: tuple[Node, ...], axis: int, k: int, factor: Node | None) -> None:
         axes = frozenset("j" if axis == 0 else "i")
-        self._set(op=op, args=args, axis=axis, k=k, dim=op.value_dim(args, k), axes=axes)
+        self._set(op=op, args=args, axis=axis, k=k, factor=factor, dim=op.value_dim(args, k), axes=axes)
 
     @property
     def operands(self) -> tuple[Node, ...]:
-        return self.args
+        return (*self.args, self.factor) if self.factor else self.args
 
 
 def as_node(value: Node | Number) -> Node:
@@ -361,5 +373,8 @@ def rebuild(node: Node, operands: Sequence[Node]) -> Node:
     if isinstance(node, Apply):
         return node if node.args == tuple(operands) else Apply(node.op, operands, node.static)
     if isinstance(node, Reduction):
-        return node if node.args == tuple(operands) else Reduction(node.op, operands, node.axis, node.k)
+        if node.operands == tuple(operands):
+            return node
+        n = len(node.args)
+        return Reduction(node.op, operands[:n], node.axis, node.k, *operands[n:])
     return node

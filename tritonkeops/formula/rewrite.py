@@ -16,5 +16,8 @@ def rewrite(root: Node, rule: Callable[[Node], Node]) -> Node:
 
 
 def substitute(root: Node, replacement: dict[Node, Node]) -> Node:
-    """Replace nodes (usually variables) by others."""
-    return rewrite(root, lambda node: replacement.get(node, node))
+    """Replace nodes by others, the outermost where one contains another."""
+    done: dict[Node, Node] = {}
+    for node in postorder([root]):
+        done[node] = replacement.get(node) or rebuild(node, [done[operand] for operand in node.operands])
+    return done[root]

@@ -40,7 +40,9 @@ def _spell(node: Node, args: list[tuple[str, int]]) -> tuple[str, int]:
     plain = [text for text, _ in args]
     if isinstance(node, Reduction):
         parameters = ([str(node.k)] if node.op.takes_k else []) + [str(node.axis)]
-        return f"{node.op.name}_Reduction({', '.join([plain[0], *parameters, *plain[1:]])})", _ATOM
+        weight = plain[1 : len(node.args)]
+        reduced = f"{node.op.name}_Reduction({', '.join([plain[0], *parameters, *weight])})"
+        return (f"{_within(args[-1], 4)} * {reduced}", 4) if node.factor else (reduced, _ATOM)
     assert isinstance(node, Apply)
     symbol = node.op.symbol
     if symbol and len(args) == 2:
@@ -91,16 +93,18 @@ def _operation(node: Node, operands: list[str]) -> str:
         return f"{node.category.keyword}({node.position}, {node.dim})"
     if isinstance(node, Const):
         return f"const {node.value}"
-    listed = ", ".join(operands)
     if isinstance(node, Reduction):
-        return f"reduce {node.op.name}({listed}) over {'ij'[node.axis]}{f' k={node.k}' if node.k else ''}"
+        times = f" times {operands.pop()}" if node.factor else ""
+        k = f" k={node.k}" if node.k else ""
+        return f"reduce {node.op.name}({', '.join(operands)}) over {'ij'[node.axis]}{k}{times}"
+    listed = ", ".join(operands)
     assert isinstance(node, Apply)
     return f"{node.op.name}({listed})" + (f" {list(node.static)}" if node.static else "")
 
 
 _LINE = re.compile(r"%(?P<name>\w+) = (?P<what>.*) : (?P<dim>\d+) \{(?P<axes>[ij,]*)\}$")
 _VAR = re.compile(r"(Vi|Vj|Pm)\((\d+), \d+\)$")
-_REDUCE = re.compile(r"reduce (\w+)\((.*)\) over ([ij])(?: k=(\d+))?$")
+_REDUCE = re.compile(r"reduce (\w+)\((.*)\) over ([ij])(?: k=(\d+))?(?: times %(\w+))?$")
 _APPLY = re.compile(r"(\w+)\((.*?)\)(?: \[(.*)\])?$")
 
 
@@ -135,7 +139,8 @@ def _read_operation(what: str, name: str, dim: int, names: dict[str, Node]) -> N
         op = words.get(match[1] + "_Reduction")
         if not isinstance(op, ReductionOp):
             raise ValueError(f"unknown reduction {match[1]!r}")
-        return Reduction(op, operands(match[2]), "ij".index(match[3]), int(match[4] or 0))
+        factor = names[match[5]] if match[5] else None
+        return Reduction(op, operands(match[2]), "ij".index(match[3]), int(match[4] or 0), factor)
     match = _APPLY.match(what)
     operator = words.get(match[1]) if match else None
     if match is None or not isinstance(operator, Operator):

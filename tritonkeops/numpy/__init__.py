@@ -28,17 +28,20 @@ class Genred(GenredBase):
         ranges: tuple[Array, ...] | None = None,
         out: Array | tuple[Array, ...] | None = None,
     ) -> Array | tuple[Array, ...]:
-        """Reduce: as `tritonkeops.torch.Genred`, from arrays to arrays."""
+        """Reduce: as `tritonkeops.torch.Genred`, from arrays to arrays, on the CPU unless `backend` names a GPU."""
         if backend != "auto" or device_id != -1 or ranges is not None:
             check_options(backend, device_id, ranges)
         variables = self._call.program.variables
         tensors = [_tensor(x, variables[n] if n < len(variables) else None) for n, x in enumerate(args)]
-        if out is None:
-            results = [x.numpy() for x in self._call(tensors)]
-            return results[0] if len(results) == 1 else tuple(results)
-        given = out if isinstance(out, tuple) else (out,)
-        self._call(tensors, tuple(map(_output, given)))
-        return out
+        given = None if out is None else tuple(map(_output, out if isinstance(out, tuple) else (out,)))
+        if backend == "auto":
+            outputs = self._call(tensors, given)
+        else:
+            outputs = self._call.on(tensors, given, backend, device_id)
+        if out is not None:
+            return out
+        results = [x.numpy() for x in outputs]
+        return results[0] if len(results) == 1 else tuple(results)
 
 
 def _tensor(array: Array, var: Var | None) -> Tensor:

@@ -168,12 +168,19 @@ def derived(
     )
 
 
-def reduction(name: str, compensated: dict[str, Any] | None = None, **declaration: Any) -> ReductionOp:
-    """Declare a reduction; see ReductionOp for its parts. `compensated` holds those of its compensated twin."""
-    twin = ReductionOp(name=name, **compensated) if compensated else None
-    op = ReductionOp(name=name, compensated=twin, **declaration)
-    words[name + "_Reduction"] = op
+def reduction(name: str, **declaration: Any) -> ReductionOp:
+    """Declare a reduction; see ReductionOp for its parts. `compensated` and `base2` hold those of its twins."""
+    op = words[name + "_Reduction"] = _reduction_op(name, declaration)
     return op
+
+
+def _reduction_op(name: str, declaration: dict[str, Any]) -> ReductionOp:
+    twins = {
+        twin: _reduction_op(name + suffix, declaration[twin])
+        for twin, suffix in (("compensated", ""), ("base2", "_base2"))
+        if twin in declaration
+    }
+    return ReductionOp(name=name, **declaration | twins)
 
 
 def _named(word: str) -> Operator | ReductionOp:

@@ -77,6 +77,7 @@ Rsqrt: Operator = elementwise(
 # Exponentials ---------------------------------------------------------------------------------------------------
 
 Exp: Operator = elementwise("Exp", lambda m, f: m.exp(f), lambda f: Exp(f), "Exponential.")
+Exp2: Operator = elementwise("Exp2", lambda m, f: m.exp2(f), lambda f: math.log(2) * Exp2(f), "2 to the power f.")
 Expm1: Operator = elementwise("Expm1", lambda m, f: m.expm1(f), lambda f: Exp(f), "Exp(f) - 1, exact near 0.")
 Log: Operator = elementwise("Log", lambda m, f: m.log(f), lambda f: Inv(f), "Natural logarithm.", domain=POSITIVE)
 Log1p: Operator = elementwise(

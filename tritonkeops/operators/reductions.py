@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from tritonkeops.formula.ir import Category, Field, IllTyped, Node, Reduction, ReductionOp, Var
@@ -79,6 +80,7 @@ def _sum(sums: _Sums) -> dict[str, Any]:
         "formulas": (1, 1),
         "outputs": ("value",),
         "float_sum": True,
+        "linear": True,
         "fields": lambda dims, k: sums.fields("s", dims[0]),
         "fold": lambda m, acc, f: sums.add(m, acc, "s", None, lambda c: m.sum_j(f[c])),
         "merge": merge,
@@ -93,9 +95,7 @@ Sum = reduction("Sum", **_sum(_Plain()), compensated=_sum(_Kahan()))
 # Sums of exponentials, shifted by the running maximum ---------------------------------------------------------------
 
 
-def _shift(m: Any, top: Any) -> Any:
-    """What to subtract in the exponent: the maximum, or 0 where it is infinite, since inf - inf is NaN."""
-    return m.where(m.eq(m.abs(top), math.inf), 0, top)
+_LARGEST = float.fromhex("0x1.fffffep127")  # the largest float32
 
 
 def _at(vector: Any, c: Any) -> Any:
@@ -104,19 +104,40 @@ def _at(vector: Any, c: Any) -> Any:
 
 
 class _ExpSums:
-    """sum exp(f - m) for `s`, sum exp(f - m) g for `t`, m being the running maximum; `weights` tells which."""
+    """sum exp(f - m) for `s`, sum exp(f - m) g for `t`, m being the running maximum; `weights` tells which.
 
-    def __init__(self, sums: _Sums, weights: str) -> None:
-        self.sums, self.weights = sums, weights
+    In base 2, for float32, where f has been multiplied by log2(e), they are sums of 2^(f - m), and the maximum of
+    nothing is the lowest number: one operation then keeps it finite, where base e needs two.
+    """
+
+    def __init__(self, sums: _Sums, weights: str, base2: bool = False) -> None:
+        self.sums, self.weights, self.base2 = sums, weights, base2
+
+    def exp(self, m: Any, x: Any) -> Any:
+        return m.exp2(x) if self.base2 else m.exp(x)
+
+    def shift(self, m: Any, top: Any) -> Any:
+        """What to subtract in the exponent: the maximum, or a number where it is infinite, since inf - inf is NaN."""
+        if self.base2:
+            return m.min(top, m.const(_LARGEST))
+        return m.where(m.eq(m.abs(top), math.inf), 0, top)
+
+    def top(self, m: Any, acc: Any, c: Any) -> Any:
+        """The maximum of f as it was written."""
+        top = _at(acc.m, c)
+        return m.where(top <= -_LARGEST, -math.inf, math.log(2) * top) if self.base2 else top
 
     def fields(self, dims: Sequence[int], k: int) -> tuple[Field, ...]:
         sizes = {"s": dims[0] if "t" in self.weights else max(dims), "t": max(dims)}
         parts = [self.sums.fields(name, sizes[name]) for name in self.weights]
-        return (Field("m", dims[0], -math.inf), *(field for part in parts for field in part))
+        return (
+            Field("m", dims[0], -_LARGEST if self.base2 else -math.inf),
+            *(field for part in parts for field in part),
+        )
 
     def _rescale(self, m: Any, acc: Any, top: Any) -> Callable[[Any], Any]:
         """What takes a sum relative to acc.m to one relative to `top`."""
-        return lambda c: m.exp(_at(acc.m, c) - _shift(m, _at(top, c)))
+        return lambda c: self.exp(m, _at(acc.m, c) - self.shift(m, _at(top, c)))
 
     def fold(self, m: Any, acc: Any, f: Any, g: Any = None) -> list[Any]:
         top = m.vector(acc.m.dim, lambda c: m.max(acc.m[c], m.max_j(f[c])))
@@ -125,7 +146,7 @@ class _ExpSums:
             weight = None if name == "s" and "t" in self.weights else g
 
             def terms(c: Any, weight: Any = weight) -> Any:
-                term = m.exp(_at(f, c) - _shift(m, _at(top, c)))
+                term = self.exp(m, _at(f, c) - self.shift(m, _at(top, c)))
                 return m.sum_j(term if weight is None else term * _at(weight, c))
 
             result += self.sums.add(m, acc, name, self._rescale(m, acc, top), terms)
@@ -146,17 +167,19 @@ class _ExpSums:
         return lambda c: vector[c] * scale(c)
 
 
-def _log(m: Any, acc: Any) -> list[Any]:
-    return [m.vector(acc.s.dim, lambda c: _at(acc.m, c) + m.log(acc.s[c]))]
+def _log(sums: _ExpSums, m: Any, acc: Any) -> list[Any]:
+    return [m.vector(acc.s.dim, lambda c: sums.top(m, acc, c) + m.log(acc.s[c]))]
 
 
-def _pair(m: Any, acc: Any) -> list[Any]:
+def _pair(sums: _ExpSums, m: Any, acc: Any) -> list[Any]:
     n = acc.m.dim
     total = n + acc.s.dim
-    return [m.vector(total, lambda c: m.piecewise(c, (n, lambda d: acc.m[d]), (total, lambda d: acc.s[d - n])))]
+    return [
+        m.vector(total, lambda c: m.piecewise(c, (n, lambda d: sums.top(m, acc, d)), (total, lambda d: acc.s[d - n])))
+    ]
 
 
-def _ratio(m: Any, acc: Any) -> list[Any]:
+def _ratio(sums: _ExpSums, m: Any, acc: Any) -> list[Any]:
     return [m.vector(acc.t.dim, lambda c: acc.t[c] / _at(acc.s, c))]
 
 
@@ -188,15 +211,22 @@ def _softmax_vjp(node: Reduction, v: Var, e: Node, out: Node | None) -> Reductio
     return Reduction(node.op, [f, Grad(f, v, Scalprod(e, g - out)) + Grad(g, v, e)], axis)
 
 
-def _declare_exp_sums(name: str, weights: str, **declaration: Any) -> ReductionOp:
-    """A reduction on top of _ExpSums, and its compensated twin."""
+def _declare_exp_sums(name: str, weights: str, finalize: Callable[..., list[Any]], **declaration: Any) -> ReductionOp:
+    """A reduction on top of _ExpSums, and its twins: compensated, in base 2, and both."""
 
-    def declared(sums: _Sums) -> dict[str, Any]:
-        parts = _ExpSums(sums, weights)
-        monoid = {"fields": parts.fields, "fold": parts.fold, "merge": parts.merge}
-        return {"outputs": ("value",), "float_sum": True, **monoid, **declaration}
+    def declared(parts: _ExpSums, **twins: dict[str, Any]) -> dict[str, Any]:
+        monoid = {
+            "fields": parts.fields,
+            "fold": parts.fold,
+            "merge": parts.merge,
+            "finalize": partial(finalize, parts),
+        }
+        return {"outputs": ("value",), "float_sum": True, **monoid, **declaration, **twins}
 
-    return reduction(name, **declared(_Plain()), compensated=declared(_Kahan()))
+    both = declared(_ExpSums(_Kahan(), weights, base2=True))
+    compensated = declared(_ExpSums(_Kahan(), weights), base2=both)
+    base2 = declared(_ExpSums(_Plain(), weights, base2=True), compensated=both)
+    return reduction(name, **declared(_ExpSums(_Plain(), weights), compensated=compensated, base2=base2))
 
 
 _RAW: dict[str, Any] = {"finalize": _pair, "size": lambda dims: dims[0] + max(dims)}

@@ -6,13 +6,14 @@ looks it up and runs.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tritonkeops.backends.kernel import Launch, Layout
+from tritonkeops.backends.kernel import Launch, Layout, collapse
 from tritonkeops.compiler import Program, Target
 from tritonkeops.formula.ir import Var
 from tritonkeops.runtime import tuning
@@ -28,9 +29,13 @@ _BACKENDS = (
     "GPU_2D_device",
     "GPU_2D_host",
 )
-_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+_FULL = (torch.float32, torch.float64)
+_HALVES = (torch.float16, torch.bfloat16)
+_GPUS = ("cuda", "xpu")
 _MOST_PLANS = 256
-_FEW_ROWS = 16
+_FEW_ROWS = {"c": (16,), "triton": (1, 16, 64, 256)}
+_INT32 = 2**31 - 2**20  # sizes are rounded up to whole tiles
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,18 @@ class Accuracy:
     dtype_acc: str
     sum_scheme: str
 
-    def target(self, dtype: str, layout: Layout) -> Target:
-        """The target for data of a dtype in a layout. Raises ValueError where dtype_acc is narrower than the data."""
-        acc = dtype if self.dtype_acc == "auto" else self.dtype_acc
-        if (dtype, acc) == ("float64", "float32") or acc == "float16":
-            raise ValueError(f"dtype_acc={acc!r}: expected at least the precision of the data, {dtype}")
-        few_rows = _FEW_ROWS if 0 < layout.rows <= _FEW_ROWS else 0
-        return Target(dtype, acc, self.sum_scheme, few_rows, layout.cols >= 2**31)
+    def target(self, dtype: str, layout: Layout, backend: str = "c", dim: int = 1, batch_dims: int = 0) -> Target:
+        """The target for data of a dtype in a layout; the result has `dim` components.
+
+        Raises ValueError where dtype_acc is narrower than the arithmetic, which is float32 for half precision.
+        """
+        arithmetic = "float64" if dtype == "float64" else "float32"
+        acc = arithmetic if self.dtype_acc == "auto" else self.dtype_acc
+        if (arithmetic, acc) == ("float64", "float32") or acc == "float16":
+            raise ValueError(f"dtype_acc={acc!r}: expected at least the precision of the data, {arithmetic}")
+        few_rows = next((few for few in _FEW_ROWS[backend] if 0 < layout.rows <= few), 0)
+        long = layout.cols >= _INT32 or (backend == "triton" and layout.rows * dim >= _INT32)
+        return Target(dtype, acc, self.sum_scheme, few_rows, long, backend, batch_dims)
 
 
 def accuracy(program: Program, dtype_acc: str, use_double_acc: bool, sum_scheme: str) -> Accuracy:
@@ -76,8 +86,6 @@ def check_options(backend: str, device_id: int, ranges: object) -> None:
     _one_of("backend", backend, _BACKENDS)
     if not isinstance(device_id, int) or device_id < -1:
         raise ValueError(f"device_id={device_id!r}: expected -1 or the number of a device")
-    if backend.startswith("GPU"):
-        raise NotImplementedError(f"backend={backend!r}: the GPU back end is not there yet; use 'auto' or 'CPU'")
     if ranges is not None:
         raise NotImplementedError("ranges: block-sparse reductions are not there yet; pass ranges=None")
 
@@ -103,22 +111,24 @@ class Caller:
     def __getstate__(self) -> dict[str, object]:
         return {"program": self.program, "how": self.how, "_plans": {}}
 
-    def __call__(self, args: Sequence[Tensor], out: Tensor | tuple[Tensor, ...] | None = None) -> list[Tensor]:
+    def __call__(
+        self, args: Sequence[Tensor], out: Tensor | tuple[Tensor, ...] | None = None, backend: str = "auto"
+    ) -> list[Tensor]:
         """The outputs, each (*batch, M, dim), or (*batch, M, K[, D]) for K-reductions."""
         try:
-            key = tuple([(x.shape, x.stride(), x.dtype, x.device, x.is_neg()) for x in args])
+            key = (backend, *[(x.shape, x.stride(), x.dtype, x.device, x.is_neg()) for x in args])
             plan = self._plans.get(key)
         except (AttributeError, RuntimeError):  # no tensor, or one without strides: the plan says so
             plan, key = None, ()
         if plan is None:
-            plan = self._plan(args)
+            plan = self._plan(args, backend)
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
             self._plans[key] = plan
         outputs = (
-            [torch.empty(shape, dtype=dtype) for shape, dtype in plan.outputs]
+            [torch.empty(shape, dtype=dtype, device=args[0].device) for shape, dtype in plan.outputs]
             if out is None
-            else self._given(plan, out)
+            else self._given(plan, out, args[0].device)
         )
         if plan.copies or any(plan.reshape):
             args = [x if shape is None else x.reshape(shape) for x, shape in zip(args, plan.reshape, strict=True)]
@@ -126,33 +136,53 @@ class Caller:
         plan.launch(args, outputs, torch.get_num_threads())
         return [x.view(plan.public) for x in outputs] if out is None else outputs
 
-    def _given(self, plan: Plan, out: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
+    def on(
+        self, args: Sequence[Tensor], out: Tensor | tuple[Tensor, ...] | None, backend: str, device_id: int
+    ) -> list[Tensor]:
+        """The outputs, where the arguments are; with a GPU's `backend`, CPU tensors go there and come back."""
+        device = _elsewhere(args, backend, device_id)
+        if device is None:
+            return self(args, out, backend)
+        results = [x.cpu() for x in self([x.to(device) if isinstance(x, Tensor) else x for x in args], None, backend)]
+        if out is None:
+            return results
+        outputs = list(out) if isinstance(out, (tuple, list)) else [out]
+        for output, result in zip(outputs, results, strict=True):
+            output.copy_(result)
+        return outputs
+
+    def _given(self, plan: Plan, out: Tensor | tuple[Tensor, ...], device: torch.device) -> list[Tensor]:
         given = list(out) if isinstance(out, (tuple, list)) else [out]
         if len(given) != len(plan.outputs):
             raise ValueError(f"out: expected {len(plan.outputs)} tensors, got {len(given)}")
         for tensor, (_, dtype) in zip(given, plan.outputs, strict=True):
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"out: expected a tensor, got {type(tensor).__name__}")
-            found = (tuple(tensor.shape), tensor.dtype, tensor.device.type, tensor.is_contiguous())
-            if found != (plan.public, dtype, "cpu", True):
+            found = (tuple(tensor.shape), tensor.dtype, tensor.device, tensor.is_contiguous())
+            if found != (plan.public, dtype, device, True):
                 raise ValueError(
-                    f"out: expected a contiguous {dtype} tensor of shape {plan.public} on the CPU, got "
+                    f"out: expected a contiguous {dtype} tensor of shape {plan.public} on {device}, got "
                     f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
                     f"{'' if tensor.is_contiguous() else ', not contiguous'}"
                 )
         return given
 
-    def _plan(self, args: Sequence[Tensor]) -> Plan:
+    def _plan(self, args: Sequence[Tensor], backend: str) -> Plan:
         variables = self.program.variables
-        _check_tensors(variables, args)
+        engine = _check_tensors(variables, args, backend)
         reshape = tuple(_parameter_shape(var, arg, variables, args) for var, arg in zip(variables, args, strict=True))
         args = [x if shape is None else x.reshape(shape) for x, shape in zip(args, reshape, strict=True)]
         layout = lay_out(variables, args, self.program.reduction.axis)
         copies = tuple(n for n, x in enumerate(args) if x.is_neg() or (x.shape[-1] > 1 and x.stride(-1) != 1))
         args = [x.resolve_neg().contiguous() if n in copies else x for n, x in enumerate(args)]
-        target = self.how.target(_DTYPES[args[0].dtype], layout)
-        launch = tuning.launch(self.program, target, args, layout)
         dims, public = self._shapes(layout)
+        dtype = str(args[0].dtype).removeprefix("torch.")
+        if engine == "c":
+            launch = tuning.launch(self.program, self.how.target(dtype, layout), args, layout)
+        else:
+            sizes, _ = collapse(layout, args, [2 if var.axes else 1 for var in variables])
+            target = self.how.target(dtype, layout, "triton", dims, len(sizes))
+            launch = self.program.kernel(target).prepare(args, layout)
         kinds = [torch.int64 if kind == "index" else args[0].dtype for kind in self.program.reduction.op.outputs]
         shape = (*layout.batch, layout.rows, dims)
         return Plan(launch, reshape, copies, tuple((shape, kind) for kind in kinds), public)
@@ -166,12 +196,39 @@ class Caller:
         return dim, (*rows, node.k) if inner == 1 else (*rows, node.k, inner)
 
 
+def _elsewhere(args: Sequence[Tensor], backend: str, device_id: int) -> torch.device | None:
+    """The GPU that CPU tensors are to be sent to, if any. Raises ValueError, RuntimeError."""
+    places = {x.device for x in args if isinstance(x, Tensor)}
+    for place in places:
+        if place.type != "cpu" and device_id not in (-1, place.index):
+            raise ValueError(f"device_id={device_id}: expected the tensors' own device, {place}")
+    if not backend.startswith("GPU") or any(place.type != "cpu" for place in places):
+        return None
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    kind = next((kind for kind in _GPUS if getattr(torch, kind).is_available()), None)
+    if kind is None:
+        raise RuntimeError(f"backend={backend!r}: torch finds no GPU; use 'auto' or 'CPU'")
+    return torch.device(kind, device_id if device_id >= 0 else torch.get_device_module(kind).current_device())
+
+
 def describe(var: Var) -> str:
     """A variable as users declare it."""
     return f"{var.name} = {var.category.keyword}({var.dim})"
 
 
-def _check_tensors(variables: Sequence[Var], args: Sequence[Tensor]) -> None:
+def engine_of(var: Var, arg: Tensor, backend: str) -> str:
+    """The back end, "c" or "triton", for tensors on a device. Raises ValueError, NotImplementedError."""
+    kind = arg.device.type
+    if kind not in ("cpu", *_GPUS):
+        raise NotImplementedError(f"{describe(var)} is on {arg.device}: expected a CPU, CUDA, ROCm or XPU tensor")
+    if kind != "cpu" and backend == "CPU":
+        raise ValueError(f"{describe(var)} is on {arg.device}: expected a CPU tensor for backend='CPU'")
+    return "c" if kind == "cpu" and not backend.startswith("GPU") else "triton"
+
+
+def _check_tensors(variables: Sequence[Var], args: Sequence[Tensor], backend: str) -> str:
+    """Check the arguments one by one; returns the back end that serves them."""
     listed = ", ".join(map(describe, variables))
     if len(args) != len(variables):
         raise ValueError(f"expected {len(variables)} tensors ({listed}), got {len(args)}")
@@ -182,9 +239,7 @@ def _check_tensors(variables: Sequence[Var], args: Sequence[Tensor]) -> None:
             raise TypeError(f"{describe(var)}: expected a tensor, got {type(arg).__name__}")
         if arg.layout != torch.strided:
             raise TypeError(f"{describe(var)}: expected a dense tensor, got one with layout {arg.layout}")
-        if arg.dtype in (torch.float16, torch.bfloat16):
-            raise NotImplementedError(f"{describe(var)}: {arg.dtype} is not there yet; expected float32 or float64")
-        if arg.dtype not in _DTYPES:
+        if arg.dtype not in (*_FULL, *_HALVES):
             raise TypeError(f"{describe(var)}: expected float32 or float64, got {arg.dtype}")
         if arg.dtype != args[0].dtype:
             raise TypeError(
@@ -195,12 +250,14 @@ def _check_tensors(variables: Sequence[Var], args: Sequence[Tensor]) -> None:
                 f"{describe(var)} is on {arg.device} and {describe(variables[0])} on {args[0].device}: "
                 "expected one device"
             )
-        if arg.device.type != "cpu":
-            raise NotImplementedError(f"{describe(var)} is on {arg.device}: only CPU tensors are served yet")
+        engine = engine_of(var, arg, backend)
+        if arg.dtype in _HALVES and engine == "c":
+            raise NotImplementedError(f"{describe(var)}: expected float32 or float64 on the CPU, got {arg.dtype}")
         least = 2 if var.axes else 0
         if arg.ndim < least or (arg.shape[-1] if arg.ndim else 1) != var.dim:
             rows = {"Vi": "(..., M, ", "Vj": "(..., N, ", "Pm": "(..., "}[var.category.keyword]
             raise ValueError(f"{describe(var)}: expected shape {rows}{var.dim}), got {tuple(arg.shape)}")
+    return engine
 
 
 def _parameter_shape(var: Var, arg: Tensor, variables: Sequence[Var], args: Sequence[Tensor]) -> tuple[int, ...] | None:

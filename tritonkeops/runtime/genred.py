@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import SupportsIndex
 
-from tritonkeops.compiler import Program, Target, explain
-from tritonkeops.runtime.call import Caller, accuracy
+from tritonkeops.backends.kernel import Layout
+from tritonkeops.compiler import Program, explain
+from tritonkeops.runtime.call import DTYPES, Caller, accuracy
 
 
 class GenredBase:
@@ -73,14 +74,18 @@ class GenredBase:
         program = Program(formula, aliases, reduction_op, axis, operator.index(opt_arg or 0), formula2)
         self._call = Caller(program, accuracy(program, dtype_acc, use_double_acc, sum_scheme))
 
-    def explain(self, stage: str = "c", dtype: str = "float32") -> str:
+    def explain(self, stage: str = "c", dtype: str = "float32", target: str | None = None) -> str:
         """The text of a stage of compilation, for data of a dtype and many rows.
 
-        `stage` is "ast", "formula", "simplified", "tile" or "c"; raises ValueError for any other.
+        `stage` is "ast", "formula", "simplified", "tile" (for the CPU, or for a GPU with a `target`), "c", "triton"; or
+        what Triton makes of the main kernel for a `target` ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942"; no such
+        device need be there): "ttir", "ttgir", "llir", "ptx", "sass", "amdgcn". Raises ValueError for any other.
         """
         how = self._call.how
-        acc = dtype if how.dtype_acc == "auto" else how.dtype_acc
-        return explain(self._call.program, stage, Target(dtype, acc, how.sum_scheme))
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(map(repr, DTYPES))}")
+        many = Layout((), 2**20, 2**20)
+        return explain(self._call.program, stage, how.target(dtype, many, "triton" if target else "c"), target)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._call.program.typed.root!r})"

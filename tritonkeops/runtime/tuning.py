@@ -22,7 +22,7 @@ from tritonkeops.backends.c.build import compiler, identity
 from tritonkeops.backends.kernel import Launch, Layout
 from tritonkeops.compiler import Program, Target
 from tritonkeops.formula.text import show
-from tritonkeops.tile.schedule import Schedule, candidates
+from tritonkeops.tile.schedule import CpuSchedule, candidates
 
 log = logging.getLogger("tritonkeops")
 _ROUNDS = 3
@@ -36,7 +36,7 @@ def launch(program: Program, target: Target, args: Sequence[Tensor], layout: Lay
     return program.kernel(target, schedule).prepare(args, layout)
 
 
-def _tuned(program: Program, target: Target, args: Sequence[Tensor], layout: Layout) -> Schedule:
+def _tuned(program: Program, target: Target, args: Sequence[Tensor], layout: Layout) -> CpuSchedule:
     sizes = [math.ceil(math.log2(max(1, n))) for n in (math.prod(layout.batch), layout.rows, layout.cols)]
     key = cache.digest(
         "schedule", show(program.reduction), repr(target), identity(), repr((sizes, torch.get_num_threads()))
@@ -45,6 +45,7 @@ def _tuned(program: Program, target: Target, args: Sequence[Tensor], layout: Lay
     if known is not None:
         return known
     first = program.tile(target).schedule
+    assert isinstance(first, CpuSchedule)
     times = {schedule: _time(program, target, schedule, args, layout) for schedule in candidates(first)}
     best = min(times, key=times.__getitem__)
     for schedule, seconds in times.items():
@@ -55,16 +56,16 @@ def _tuned(program: Program, target: Target, args: Sequence[Tensor], layout: Lay
     return best
 
 
-def _known(key: str) -> Schedule | None:
+def _known(key: str) -> CpuSchedule | None:
     """The answer kept, unless another version of this package wrote it."""
     path = cache.find(key)
     try:
-        return Schedule(**json.loads(path.read_text())) if path else None
+        return CpuSchedule(**json.loads(path.read_text())) if path else None
     except (OSError, TypeError, ValueError):
         return None
 
 
-def _time(program: Program, target: Target, schedule: Schedule, args: Sequence[Tensor], layout: Layout) -> float:
+def _time(program: Program, target: Target, schedule: CpuSchedule, args: Sequence[Tensor], layout: Layout) -> float:
     """Seconds of one run, the minimum of a few."""
     run = program.kernel(target, schedule).prepare(args, layout)
     node = program.reduction

@@ -93,6 +93,20 @@ def indices_of(position: Position) -> frozenset[Index]:
     return position.indices if isinstance(position, Symbolic) else frozenset()
 
 
+def bounds(k: Position) -> tuple[int, int]:
+    """Smallest and largest value of a component number."""
+    if isinstance(k, int):
+        return k, k
+    if isinstance(k, Index):
+        return 0, k.size - 1
+    assert isinstance(k, Affine)
+    (a, b), (c, d) = bounds(k.left), bounds(k.right)
+    if k.symbol == "%":
+        return 0, d - 1
+    corners = {"+": (a + c, b + d), "-": (a - d, b - c), "*": (a * c, b * d)}
+    return corners[k.symbol] if k.symbol in corners else (a // d, b // c)
+
+
 @dataclass(frozen=True, eq=False)
 class Value:
     """One scalar operation. `attr` holds what is no value: a constant, an input's position, an index."""
@@ -154,7 +168,11 @@ class Output:
 class TileProgram:
     """A kernel. `update` folds a tile of j (or, with a `guard`, one j where the guard holds) into the accumulator;
     `merge` joins accumulators a and b into a (once for each value of the counter `merge_over`, where there is one);
-    `finish` makes outputs of a."""
+    `finish` makes outputs of a.
+
+    An accumulator that `update` stores with the axis j is spread: one for each row of the tile, to be summed after the
+    loop. `refine` turns the tiles that index accumulators hold into rows, evaluated on each row i's own tile. `screen`
+    says whether any row of a tile passes the guard. All three are made by tile/accumulate.py."""
 
     title: str
     schedule: Schedule
@@ -166,6 +184,13 @@ class TileProgram:
     merge: tuple[Store, ...]
     merge_over: Index | None
     finish: tuple[Store, ...]
+    refine: tuple[Store, ...] = ()
+    screen: Value | None = None
+
+    @property
+    def spread(self) -> frozenset[str]:
+        """The accumulators with one entry for each row of the tile."""
+        return frozenset(s.target for s in self.update if "j" in s.value.axes and not self.guard)
 
 
 def topological(roots: Iterable[Value]) -> Iterator[Value]:
@@ -186,24 +211,31 @@ def verify(program: TileProgram) -> None:
     """Raises AssertionError where the program is not well formed."""
     dims = {each.position: each for each in program.inputs}
     fields = {each.name: each for each in program.fields}
-    sections = {"update": program.update, "merge": program.merge, "finish": program.finish}
+    sections = {"update": program.update, "merge": program.merge, "finish": program.finish, "refine": program.refine}
     for name, stores in sections.items():
-        guard = [program.guard] if program.guard and name == "update" else []
+        guard = [x for x in (program.guard, program.screen) if x and name == "update"]
         values = list(topological([store.value for store in stores] + guard))
         chosen = frozenset[Index]().union(*(indices_of(v.attr[0]) for v in values if v.op == "piecewise"))
         for value in values:
             if value.op in ("load", "acc"):
                 size = dims[value.attr[0]].dim if value.op == "load" else fields[value.attr[1]].size
                 assert _in_bounds(value.attr[-1], size, chosen), f"{name}: {value} out of bounds"
-            assert value.op not in TILE_REDUCTIONS or name == "update", f"{name} reduces a tile"
+            assert value.op not in TILE_REDUCTIONS or name in ("update", "refine"), f"{name} reduces a tile"
             assert value.op != "where" or value.args[0].type == BOOL, f"{value} chooses by a {value.args[0].type}"
         for store in stores:
-            assert "j" not in store.value.axes or program.guard, f"{name}: {store.target} depends on j"
+            spread = name == "update" and _is_spread(store)
+            assert "j" not in store.value.axes or program.guard or spread, f"{name}: {store.target} depends on j"
             bound = indices_of(store.position) | ({program.merge_over} if name == "merge" else set())
             assert store.value.indices <= bound, f"{name}: {store.target} has a free index"
             if name != "finish":
                 kind = INDEX if fields[store.target].index else FLOAT
                 assert store.value.type == kind, f"{name}: {store.target} is {kind}, got {store.value.type}"
+
+
+def _is_spread(store: Store) -> bool:
+    """Whether a store adds to an accumulator with an entry for each row of the tile."""
+    value = store.value
+    return value.op == "add" and value.args[0].op == "acc" and "j" in value.args[0].axes
 
 
 def _in_bounds(position: Position, size: int, chosen: frozenset[Index]) -> bool:
@@ -224,8 +256,13 @@ def show(program: TileProgram) -> str:
     names: dict[Value, str] = {}
     update = list(topological([s.value for s in program.update] + ([program.guard] if program.guard else [])))
     lines += _section("prologue", [v for v in update if v.hoisted], (), names)
+    if program.screen:
+        extra = [f"pass where {names.setdefault(program.screen, '%screen')}"]
+        lines += _section("screen", [v for v in topological([program.screen]) if not v.hoisted], (), names, extra)
     guard = [f"guard {names.setdefault(program.guard, '%guard')}"] if program.guard else []
     lines += _section("loop j", [v for v in update if not v.hoisted], program.update, names, guard)
+    refine = [v for v in topological([s.value for s in program.refine]) if not v.hoisted]
+    lines += _section("refine", refine, program.refine, names)
     over = f" over {program.merge_over} < {program.merge_over.size}" if program.merge_over else ""
     for title, stores in ((f"merge{over}", program.merge), ("epilogue", program.finish)):
         lines += _section(title, list(topological([s.value for s in stores])), stores, names)
@@ -237,7 +274,7 @@ def _section(
 ) -> list[str]:
     lines = []
     for value in values:
-        if value not in names or names[value] == "%guard":
+        if value not in names or names[value] in ("%guard", "%screen"):
             names.setdefault(value, f"%{len(names)}")
             lines.append(f"    {names[value]} = {_operation(value, names)} : {value.type} {_axes(value)}")
     lines += [f"    {line}" for line in extra]

@@ -10,6 +10,7 @@ from typing import Any
 
 from tritonkeops.formula.ir import Apply, Const, Field, Node, Reduction, Var, postorder
 from tritonkeops.formula.text import spell
+from tritonkeops.tile.accumulate import arrange
 from tritonkeops.tile.ir import (
     BOOL,
     FLOAT,
@@ -110,6 +111,7 @@ class Table(Vector):
 
 _UNARY = (
     "exp",
+    "exp2",
     "log",
     "log1p",
     "expm1",
@@ -132,8 +134,8 @@ _LOGIC = ("and", "or", "not")
 class TileMath:
     """The abstract math namespace `m` that builds tile values, equal ones once (value numbering)."""
 
-    def __init__(self, unroll_dims: int) -> None:
-        self.unroll_dims = unroll_dims
+    def __init__(self, unroll_dims: int, unroll_places: int) -> None:
+        self.unroll_dims, self.unroll_places = unroll_dims, unroll_places
         self._known: dict[tuple[Any, ...], Value] = {}
         self._counters = 0
         for name in _UNARY:
@@ -204,7 +206,12 @@ class TileMath:
         return self.emit("atan2", a, b)
 
     def max(self, a: Any, b: Any) -> Scalar:
-        return self.where(a > b, a, b)
+        """The larger; of a NaN and a number either, as the machine has it."""
+        return self.emit("maximum", a, b)
+
+    def min(self, a: Any, b: Any) -> Scalar:
+        """The smaller; likewise."""
+        return self.emit("minimum", a, b)
 
     def _over_tile(self, op: str, x: Scalar) -> Scalar:
         axes = (x.value.axes - {"j"}) | {"tile"}
@@ -260,16 +267,17 @@ def lower(
     node: Reduction, schedule: Schedule, variables: Sequence[Var] | None = None, title: str | None = None
 ) -> TileProgram:
     """Lower a differentiated, expanded reduction. `variables` are the call's arguments, used or not."""
-    m = TileMath(schedule.unroll_dims)
+    m = TileMath(schedule.unroll_dims, schedule.unroll_places)
     used = [x for x in postorder([node]) if isinstance(x, Var)]
     inputs = tuple(_input(var, node.axis) for var in sorted(variables or used, key=lambda var: var.position))
     vectors = _lower_formulas(m, node, {x.position: x for x in inputs})
     dims = [arg.dim for arg in node.args]
     fields = node.op.fields(dims, node.k)
     acc = {which: _accumulator(m, which, fields, dims) for which in "ab"}
-    update, guard = _update(m, node, acc["a"], vectors)
+    update, guard = _update(m, node, acc["a"], vectors[: len(node.args)])
     merge, merge_over = _merge(m, node, acc)
     results = node.op.finalize(m, acc["a"])
+    results = [_times(m, result, vectors[-1]) for result in results] if node.factor else results
     outputs = tuple(
         Output(kind, vector.dim, kind == "index") for kind, vector in zip(node.op.outputs, results, strict=True)
     )
@@ -286,6 +294,7 @@ def lower(
         merge_over=merge_over,
         finish=_stores(m, [output.name for output in outputs], results),
     )
+    program = arrange(program)
     verify(program)
     return program
 
@@ -317,11 +326,15 @@ def _input(var: Var, axis: int) -> Input:
 
 def _lower_formulas(m: TileMath, node: Reduction, inputs: dict[int, Input]) -> list[Vector]:
     done: dict[Node, Vector] = {}
-    for each in postorder(node.args):
+    for each in postorder(node.operands):
         vector = done[each] = _lower_node(m, each, done, inputs)
         for k in range(each.dim if each.dim <= m.unroll_dims else 0):
             vector[k]
-    return [done[arg] for arg in node.args]
+    return [done[operand] for operand in node.operands]
+
+
+def _times(m: TileMath, vector: Vector, factor: Vector) -> Vector:
+    return m.vector(vector.dim, lambda k: vector[k] * factor[0 if factor.dim == 1 else k])
 
 
 def _lower_node(m: TileMath, node: Node, done: dict[Node, Vector], inputs: dict[int, Input]) -> Vector:
@@ -355,7 +368,7 @@ def _stores(m: TileMath, names: Sequence[str], vectors: Sequence[Vector]) -> tup
     for name, vector in zip(names, vectors, strict=True):
         table = isinstance(vector, Table)
         length, columns = (vector.rows, vector.columns) if isinstance(vector, Table) else (vector.dim, 1)
-        if length > m.unroll_dims:
+        if length > (m.unroll_places if table else m.unroll_dims):
             k = counters.setdefault((type(vector), length), m.counter(length, descending=table))
             positions: list[Position] = [k * columns + c for c in range(columns)]
             entries = [vector.entry(k, c) for c in range(columns)] if isinstance(vector, Table) else [vector[k]]

@@ -6,30 +6,47 @@ import functools
 import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from tritonkeops.formula.ir import Reduction, postorder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The C back end's choices.
+    """What every back end's schedule says, and all that lowering reads.
 
-    `form` is "simt" (components unrolled, everything in one loop over lanes), "dot" (large dims: loops over components
-    with a register block of `width` lanes x `unroll` j) or "guarded" (insertion behind a test, `width` lanes at a
-    time). `lanes` rows i share a tile, `unroll` rows j are folded together, `block_j` of them go to one partial
-    accumulator (0: all), vectors longer than `unroll_dims` are looped over, indices have `index_bits` bits.
+    `form` is "simt" (every component a scalar), "looped" or "dot" (loops over the components of long vectors) or
+    "guarded" (insertion into sorted lists behind a test). Vectors longer than `unroll_dims` and lists of more than
+    `unroll_places` neighbours are looped over. With `screened`, a whole tile of j is tested before its rows are; with
+    `spread`, a sum over j has an accumulator for each row of the tile, added up after the loop; with `coarse`, the
+    loop finds the tile that holds an extremum, and its row afterwards. Sums add blocks of `block_sum` rows j
+    (0: all at once). Indices have `index_bits` bits.
     """
 
     form: str
+    unroll_dims: int = 8
+    unroll_places: int = 8
+    screened: bool = False
+    spread: bool = False
+    coarse: bool = False
+    block_sum: int = 0
+    index_bits: int = 32
+
+
+# CPU ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuSchedule(Schedule):
+    """The C back end's choices: `lanes` rows i share a tile, a loop over lanes takes `width` of them ("dot" and
+    "guarded": a register block of `width` lanes x `unroll` j), and `unroll` rows j are folded together."""
+
     lanes: int
     width: int
     unroll: int
-    unroll_dims: int = 8
-    block_j: int = 0
-    index_bits: int = 32
 
     def __str__(self) -> str:
-        blocks = f", blocks of {self.block_j} j" if self.block_j else ""
+        blocks = f", blocks of {self.block_sum} j" if self.block_sum else ""
         return (
             f"{self.form}, {self.lanes} lanes in steps of {self.width}, {self.unroll} j at a time, "
             f"dims above {self.unroll_dims} looped{blocks}, {self.index_bits}-bit indices"
@@ -48,27 +65,125 @@ def vector_bytes() -> int:
     return 16
 
 
-def choose(node: Reduction, itemsize: int, scheme: str = "direct_sum", rows: int = 0, long: bool = False) -> Schedule:
+def choose_cpu(
+    node: Reduction, itemsize: int, scheme: str = "direct_sum", rows: int = 0, long: bool = False
+) -> CpuSchedule:
     """The schedule for a reduction on data of `itemsize` bytes.
 
     `rows` > 0 says that so few rows i are asked for that wider tiles would be idle; `long` that indices pass 2^31.
     """
-    largest = max(x.dim for x in postorder([node]) if not isinstance(x, Reduction))
     bits = 64 if long or itemsize == 8 else 32
     blocks = 1024 if scheme == "block_sum" and node.op.float_sum else 0
-    looped = largest > Schedule.unroll_dims
+    looped = _largest_dim(node) > Schedule.unroll_dims
     width, fields = vector_bytes() // itemsize, node.op.fields([arg.dim for arg in node.args], node.k)
     if node.op.guard:
-        schedule = Schedule("guarded", width, width, 12 if looped else 8, block_j=blocks, index_bits=bits)
+        form, lanes, step, unroll = "guarded", width, width, 12 if looped else 8
     elif looped:
-        schedule = Schedule("dot", 4 * width, width, 10, block_j=blocks, index_bits=bits)
-    else:
-        unroll = 8 if node.op.float_sum and len(fields) > 1 else 4  # LogSumExp rescales once per tile of j
-        schedule = Schedule("simt", 4 * width, 4 * width, unroll, block_j=blocks, index_bits=bits)
-    return replace(schedule, lanes=width, width=width) if 0 < rows <= width else schedule
+        form, lanes, step, unroll = "dot", 4 * width, width, 10
+    else:  # LogSumExp rescales once per tile of j
+        form, lanes, step, unroll = "simt", 4 * width, 4 * width, 8 if node.op.float_sum and len(fields) > 1 else 4
+    if 0 < rows <= width:
+        lanes = step = width
+    return CpuSchedule(form=form, lanes=lanes, width=step, unroll=unroll, block_sum=blocks, index_bits=bits)
 
 
-def candidates(first: Schedule) -> list[Schedule]:
+def _largest_dim(node: Reduction) -> int:
+    return max(x.dim for x in postorder([node]) if not isinstance(x, Reduction))
+
+
+# GPU ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuSchedule(Schedule):
+    """The Triton back end's choices: tiles of `block_j` x `block_i` pairs, i along the last axis, so that a thread owns
+    whole columns and reduces over j by itself; `num_warps` warps share a tile. With `packed`, what depends on j alone
+    is computed once per call and stored tile by tile, for wide loads. `registers` of a thread at most (0: the
+    assembler's choice)."""
+
+    block_i: int
+    block_j: int
+    num_warps: int
+    packed: bool = True
+    registers: int = 0
+
+    def __str__(self) -> str:
+        words = [f"{self.form}, tiles of {self.block_j} j x {self.block_i} i, {self.num_warps} warps"]
+        words += [word for word in ("packed", "spread", "coarse", "screened") if getattr(self, word)]
+        words += [f"blocks of {self.block_sum} j"] if self.block_sum else []
+        words += [f"{self.registers} registers"] if self.registers else []
+        return ", ".join([*words, f"dims above {self.unroll_dims} looped", f"{self.index_bits}-bit indices"])
+
+
+_UNROLL = 16  # components: more would not fit into registers beside the tile
+_PLACES = 32  # neighbours whose values and rows still fit
+_SPREAD_REGISTERS = 96  # of a thread, for the accumulators of a spread sum
+_THREE_BLOCKS = 168  # registers of a thread when three blocks of four warps share a multiprocessor
+_SUMMED = 64  # numbers that a partial sum adds up, one after the other
+_UNPACKED = 16  # rows i that read each row j too seldom to pay for packing it
+_WARP = 32
+
+
+def choose_gpu(
+    node: Reduction, itemsize: int, scheme: str = "direct_sum", rows: int = 0, long: bool = False
+) -> GpuSchedule:
+    """The schedule for a reduction in arithmetic of `itemsize` bytes; `rows` and `long` as in `choose_cpu`.
+
+    The sizes are those with the fewest instructions per pair for compute capability 9.0 (bench/machine_code.py).
+    """
+    looped, guarded = _largest_dim(node) > _UNROLL, node.op.guard is not None
+    fields = node.op.fields([arg.dim for arg in node.args], node.k)
+    in_memory = max(field.size for field in fields) > (_PLACES if guarded else _UNROLL)
+    registers = sum(field.size for field in fields) * itemsize // 4
+    pairs = _pairs_per_thread(registers if node.op.linear and not in_memory else 1, itemsize, looped)
+    block_i, block_j, num_warps = _list_tile(node.k, itemsize, rows, looped) if guarded else _tile(pairs, rows)
+    return GpuSchedule(
+        form="guarded" if guarded else "looped" if looped else "simt",
+        unroll_dims=_UNROLL,
+        unroll_places=_PLACES,
+        screened=guarded,
+        spread=node.op.linear and node.op.compensated is not None and registers * pairs <= _SPREAD_REGISTERS,
+        coarse=any(field.index for field in fields) and len(fields) == sum(field.size for field in fields),
+        block_sum=_SUMMED * block_j if scheme == "block_sum" and node.op.float_sum and not in_memory else 0,
+        index_bits=64 if long else 32,
+        block_i=block_i,
+        block_j=block_j,
+        num_warps=num_warps,
+        packed=not 0 < rows <= _UNPACKED,
+        registers=_THREE_BLOCKS if node.op.float_sum and not node.op.linear and registers == 2 else 0,
+    )
+
+
+def _tile(pairs: int, rows: int) -> tuple[int, int, int]:
+    """block_i, block_j and warps: up to four columns of a thread share what it loads of j."""
+    if 0 < rows <= _UNPACKED:
+        return rows, 1024 // rows, 4
+    block_i = min(rows or 512, 512)
+    num_warps = max(1, block_i // (4 * _WARP))
+    return block_i, pairs * num_warps * _WARP // block_i, num_warps
+
+
+def _list_tile(k: int, itemsize: int, rows: int, looped: bool) -> tuple[int, int, int]:
+    """For sorted lists, a tile of one warp: testing it is then a vote, without a barrier."""
+    columns = 1 if k > _PLACES // 2 else 4 if looped else 2
+    block_i = min(rows or 512, columns * _WARP)
+    return block_i, max(256 // itemsize // columns, 256 // block_i), 1
+
+
+def _pairs_per_thread(registers: int, itemsize: int, looped: bool) -> int:
+    """How many pairs of a tile a thread takes: as many as its registers hold, since loads are shared among them."""
+    most = (32 if looped else 64) * 4 // itemsize
+    while most > 16 and registers * most > _SPREAD_REGISTERS:
+        most //= 2
+    return most
+
+
+# Tuning ---------------------------------------------------------------------------------------------------------------
+
+AnySchedule = TypeVar("AnySchedule", bound=Schedule)
+
+
+def candidates(first: CpuSchedule) -> list[CpuSchedule]:
     """Schedules worth measuring for a reduction whose default is `first`: its neighbours in lanes and unrolling."""
     lanes = {first.lanes * 2, first.lanes, max(first.width, first.lanes // 2)}
     unrolls = {max(1, first.unroll // 2), first.unroll, first.unroll * 2}

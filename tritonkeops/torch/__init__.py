@@ -26,10 +26,13 @@ class Genred(GenredBase):
         """Reduce.
 
         Args:
-            args: one tensor per variable: Vi (..., M, dim), Vj (..., N, dim), Pm (..., dim), float32 or float64, one
-                dtype and device; leading batch dimensions broadcast. Rows may be strided.
-            backend: "auto" or "CPU"; KeOps' GPU names are known and not there yet.
-            device_id: accepted as in PyKeOps.
+            args: one tensor per variable: Vi (..., M, dim), Vj (..., N, dim), Pm (..., dim), of one dtype and device;
+                leading batch dimensions broadcast. Rows may be strided. float32 or float64; on a GPU also float16 and
+                bfloat16, computed in float32.
+            backend: "auto" computes where the tensors are: on CUDA, ROCm and XPU devices by Triton, without waiting for
+                the device. "CPU" accepts CPU tensors only. "GPU" (and KeOps' "GPU_1D", "GPU_2D_device" ...) sends CPU
+                tensors to a GPU, and the result back.
+            device_id: number of that GPU; -1 for the current one. For tensors on a GPU, their own.
             ranges: not there yet.
             out: contiguous tensor (or a pair for the Min_ArgMin family) that receives the result.
 
@@ -47,7 +50,10 @@ class Genred(GenredBase):
             raise NotImplementedError(
                 "gradients by autograd are not there yet: write Grad(...) in the formula, or call under torch.no_grad()"
             )
-        outputs = self._call(args, out)
+        if backend == "auto" and device_id == -1:
+            outputs = self._call(args, out)
+        else:
+            outputs = self._call.on(args, out, backend, device_id)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 

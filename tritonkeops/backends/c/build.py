@@ -23,7 +23,7 @@ from torch import Tensor
 from tritonkeops import cache
 from tritonkeops.backends.kernel import Layout
 from tritonkeops.tile.ir import TileProgram
-from tritonkeops.tile.schedule import vector_bytes
+from tritonkeops.tile.schedule import CpuSchedule, vector_bytes
 
 log = logging.getLogger("tritonkeops")
 _HERE = Path(__file__).parent
@@ -149,7 +149,8 @@ class CLaunch:
         self._offset = np.ascontiguousarray(_offsets(program, args, layout))
         self._kinds = [output.index for output in program.outputs]
         self._inputs = program.inputs
-        self._lanes = program.schedule.lanes
+        assert isinstance(program.schedule, CpuSchedule)
+        self._lanes: int = program.schedule.lanes
         self._work = self._entries * layout.rows * layout.cols * (8 + 2 * sum(x.dim for x in program.inputs if x.axis))
         self._addresses = ctypes.c_void_p * len(args)
 

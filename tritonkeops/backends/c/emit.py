@@ -18,16 +18,17 @@ from tritonkeops.tile.ir import (
     FLOAT,
     INDEX,
     TILE_REDUCTIONS,
-    Affine,
     Index,
     Input,
     Position,
     Store,
     TileProgram,
     Value,
+    bounds,
     indices_of,
     topological,
 )
+from tritonkeops.tile.schedule import CpuSchedule
 
 _INFIX = {
     "add": ("+", 5), "sub": ("-", 5), "mul": ("*", 6), "div": ("/", 6), "lt": ("<", 3), "le": ("<=", 3), "gt": (">", 3),
@@ -39,6 +40,8 @@ _PRECEDENCE = {op: level for op, (_, level) in _INFIX.items()} | {
     "number": 7,
     "piecewise": 0,
     "where": 0,
+    "maximum": 0,
+    "minimum": 0,
 }
 _ATOM = 9
 _RESERVED = frozenset({
@@ -62,6 +65,7 @@ def emit(program: TileProgram, dtype: str, dtype_acc: str) -> str:
 
 class _Emitter:
     def __init__(self, program: TileProgram, dtype: str, dtype_acc: str) -> None:
+        assert isinstance(program.schedule, CpuSchedule)
         self.program, self.schedule = program, program.schedule
         self.real, self.acc = _ctype(dtype), _ctype(dtype_acc)
         self.inputs = {each.position: each for each in program.inputs}
@@ -92,7 +96,7 @@ class _Emitter:
         ]
         lines += [f"typedef {self.real} real;", f"typedef {self.acc} acc_t;", f"typedef int{s.index_bits}_t idx_t;"]
         lines.append(
-            f"enum {{ LANES = {s.lanes}, WIDTH = {s.width}, UNROLL = {s.unroll}, BLOCK_J = {s.block_j}, "
+            f"enum {{ LANES = {s.lanes}, WIDTH = {s.width}, UNROLL = {s.unroll}, BLOCK_J = {s.block_sum}, "
             f"INPUTS = {len(p.inputs)} }};\n"
         )
         return "\n".join(lines)
@@ -294,7 +298,9 @@ class _Body:
     def fresh(self, value: Value) -> str:
         if value.op == "load":
             return self._claim(self._component(value))
-        stem = "t" if value.op in _INFIX or value.op in ("neg", "where", "piecewise") else value.op
+        stem = (
+            "t" if value.op in _INFIX or value.op in ("neg", "where", "maximum", "minimum", "piecewise") else value.op
+        )
         return f"{stem}{self._next()}"
 
     def _component(self, load: Value) -> str:
@@ -676,6 +682,9 @@ class _Body:
             if _PRECEDENCE[args[0].op] == 3:  # one comparison: the compiler makes a blend of it
                 return f"{self.expr(args[0], u, 4)} ? {self.expr(args[1], u, 4)} : {self.expr(args[2], u, 4)}"
             return f"select_{self._suffix_of(value)}({', '.join(self.expr(arg, u) for arg in args)})"
+        if op in ("maximum", "minimum"):
+            a, b = (self.expr(arg, u, 4) for arg in args)
+            return f"{a} {'>' if op == 'maximum' else '<'} {b} ? {a} : {b}"
         terms = [self.expr(arg, u) for arg in args]
         return f"{op}_{self._suffix_of(value)}({', '.join(terms)})"
 
@@ -778,22 +787,8 @@ def _shortest(value: Fraction | float | str, dtype: type[np.floating]) -> str:
 
 
 def _position(k: Position, dim: int) -> str:
-    low, high = _range(k)
+    low, high = bounds(k)
     return str(k) if low >= 0 and high < dim else f"inside({k}, {dim})"
-
-
-def _range(k: Position) -> tuple[int, int]:
-    """Smallest and largest value of a component number."""
-    if isinstance(k, int):
-        return k, k
-    if isinstance(k, Index):
-        return 0, k.size - 1
-    assert isinstance(k, Affine)
-    (a, b), (c, d) = _range(k.left), _range(k.right)
-    if k.symbol == "%":
-        return 0, d - 1
-    corners = {"+": (a + c, b + d), "-": (a - d, b - c), "*": (a * c, b * d)}
-    return corners[k.symbol] if k.symbol in corners else (a // d, b // c)
 
 
 def _uses(values: Iterable[Value]) -> dict[Value, int]:

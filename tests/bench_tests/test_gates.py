@@ -1,0 +1,49 @@
+"""The gates on machine code, for compute capability 9.0: instructions per pair in the loop over tiles, and no spills."""
+
+import os
+
+import pytest
+
+triton = pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("interpreted: nothing is compiled", allow_module_level=True)
+
+from bench.cases import CASES  # noqa: E402
+from bench.machine_code import counted, kernel_of  # noqa: E402  imports Triton
+
+HOT = {
+    "gaussian_d3": 8.8,
+    "logsumexp_d3": 10.6,
+    "gaussian_grad_d3": 12.2,
+    "argkmin10_d3": 9,
+    "argmin_d3": 8,
+    "gaussian_d10": 25,
+}
+SLOW = {"argkmin10_d3": 90}
+TESTED = (3, 9)  # the newest Triton; older ones may take a fifth more
+
+
+def allowance():
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return 1 if version >= TESTED else 1.2
+
+
+@pytest.mark.parametrize("name", HOT)
+def test_instructions_per_pair(name):
+    per_pair, usage = counted(kernel_of(CASES[name]), "cuda:90")
+    assert per_pair.lanes["issue"] <= HOT[name] * allowance()
+    assert usage.spilled == 0
+    if name in SLOW:
+        assert per_pair.lanes["issue"] + per_pair.skipped <= SLOW[name] * allowance()
+
+
+@pytest.mark.parametrize("name", ["gaussian_d3", "logsumexp_d3", "argkmin10_d3"])
+def test_the_count_sees_worse_code(name):
+    """The gates can fail: exponentials to base e, or a tile too large for the registers, cost more."""
+    kernel = kernel_of(CASES[name])
+    if name == "argkmin10_d3":
+        tile = {"block_i": 128, "block_j": 64}
+    else:
+        tile = {"packed": False, "spread": False}
+    per_pair, usage = counted(kernel_of(CASES[name], **tile), "cuda:90")
+    assert per_pair.lanes["issue"] > counted(kernel, "cuda:90")[0].lanes["issue"] or usage.spilled
