@@ -1,4 +1,4 @@
-"""The gates on machine code, for compute capability 9.0: instructions per pair in the loop over tiles, and no spills."""
+"""The gates on machine code for compute capability 9.0: instructions per pair in the loop over tiles, and no spills."""
 
 import os
 

@@ -14,6 +14,7 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -63,6 +64,7 @@ class TritonKernel:
         assert isinstance(program.schedule, GpuSchedule)
         self.program, self.schedule = program, program.schedule
         self.dtype, self.dtype_acc, self.fp_fusion = dtype, dtype_acc, fp_fusion
+        self.real = "float64" if dtype == "float64" else "float32"
         self.emitted: Module = emit(program, dtype, dtype_acc, batch_dims)
         self.module = load(self.emitted.text, program.title)
         self._compiled: dict[tuple[Any, ...], Any] = {}
@@ -92,7 +94,7 @@ class TritonKernel:
         if param.role in ("data", "value"):
             return _POINTERS[self.dtype]
         if param.role in ("packed_i", "packed_j"):
-            return _POINTERS["float64" if self.dtype == "float64" else "float32"]
+            return _POINTERS[self.real]
         if param.role == "parts":
             return _POINTERS[self.dtype_acc]
         index = f"i{self.schedule.index_bits}"
@@ -149,58 +151,79 @@ class _Source(importlib.machinery.SourceFileLoader):
         return
 
 
+@dataclass(frozen=True)
+class _Step:
+    """One kernel of a call: its grid, and its arguments, of which tensors are filled in by name or number."""
+
+    role: str
+    grid: tuple[int, int, int]
+    values: tuple[Any, ...]
+    tensors: tuple[tuple[int, str | int], ...]
+
+
 class TritonLaunch:
     """A kernel with the sizes, strides and parts of j of its calls settled."""
 
     def __init__(self, kernel: TritonKernel, args: Sequence[Tensor], layout: Layout) -> None:
-        s, emitted = kernel.schedule, kernel.emitted
-        self._kernel, self._layout = kernel, layout
-        self._entries, self._device = math.prod(layout.batch), args[0].device
-        self._sizes, strides = collapse(layout, args, [2 if x.axis else 1 for x in kernel.program.inputs])
-        blocks = {"i": -(-layout.rows // s.block_i), "j": -(-layout.cols // s.block_j)}
-        self._programs = blocks["i"] * self._entries
-        self._part, self._splits = _parts(self._programs, blocks["j"], s, _processors(self._device))
-        self._values: dict[tuple[str, int, int], int] = {}
-        for n, arg in enumerate(args):
-            self._values["row", n, 0] = arg.stride(-2) if arg.ndim >= 2 else 0
-            for d in range(len(self._sizes)):
-                self._values["batch", n, d] = strides[n][d]
-        for d, size in enumerate(self._sizes):
-            self._values["size", -1, d] = size
-        self._workspaces: list[tuple[str, int, torch.dtype]] = []
-        self._grids = {"reduce": (self._programs, self._splits, 1), "merge": (self._programs, 1, 1)}
-        real = torch.float64 if kernel.dtype == "float64" else torch.float32
-        for axis in "ij":
-            if emitted.columns[axis]:
-                self._plan_pack(axis, blocks[axis], real, args)
-        self._plan_parts(emitted, s, getattr(torch, kernel.dtype_acc))
-        scalars = {"M": layout.rows, "N": layout.cols, "part": self._part, "splits": self._splits}
-        self._values |= {(role, -1, 0): value for role, value in scalars.items()}
-        self._launches: list[tuple[Any, tuple[int, int, int], list[Any], list[tuple[int, str, int]]]] | None = None
+        s = kernel.schedule
+        self._kernel, self._device = kernel, args[0].device
+        self._outputs = [output.name for output in kernel.program.outputs]
+        tiles = {"i": -(-layout.rows // s.block_i), "j": -(-layout.cols // s.block_j)}
+        entries = math.prod(layout.batch)
+        programs = tiles["i"] * entries
+        self.part, self.splits = _parts(programs, tiles["j"], s, _processors(self._device))
+        self._scalars = self._strides(args, layout)
+        self._scalars |= {("M", -1, 0): layout.rows, ("N", -1, 0): layout.cols}
+        self._scalars |= {("part", -1, 0): self.part, ("splits", -1, 0): self.splits}
+        self._workspaces: dict[str, tuple[int, torch.dtype]] = {}
+        grids = {
+            f"pack_{axis}": self._pack(axis, tiles[axis], entries) for axis in "ij" if kernel.emitted.columns[axis]
+        }
+        self._keep_parts(programs)
+        grids["reduce"] = (programs, self.splits, 1)
+        if self.splits > 1:
+            grids["merge"] = (programs, 1, 1)
+        self._steps = [self._step(role, grid) for role, grid in grids.items() if programs and grid[0]]
 
-    def _plan_pack(self, axis: str, tiles: int, real: torch.dtype, args: Sequence[Tensor]) -> None:
+    def _strides(self, args: Sequence[Tensor], layout: Layout) -> dict[tuple[str, int, int], int]:
+        """Strides and sizes by the role, input and batch dimension of the parameter they are for."""
+        tails = [2 if x.axis else 1 for x in self._kernel.program.inputs]
+        sizes, strides = collapse(layout, args, tails)
+        found = {("row", n, 0): arg.stride(-2) for n, arg in enumerate(args) if tails[n] == 2}
+        found |= {("batch", n, d): step for n, steps in enumerate(strides) for d, step in enumerate(steps)}
+        return found | {("size", -1, d): size for d, size in enumerate(sizes)}
+
+    def _pack(self, axis: str, tiles: int, entries: int) -> tuple[int, int, int]:
         """A packed table per entry, or one for all where none of what it is made of differs between entries."""
         kernel = self._kernel
-        role, length = f"pack_{axis}", {"i": kernel.schedule.block_i, "j": kernel.schedule.block_j}[axis] * tiles
-        read = {p.input for p in kernel.emitted.params[role] if p.role == "data"}
-        same = all(self._values["batch", n, d] == 0 for n in read for d in range(len(self._sizes)))
-        entries, size = 1 if same else self._entries, length * kernel.emitted.columns[axis]
-        self._values[f"packed_{axis}_batch", -1, 0] = 0 if same else size
-        self._workspaces.append((f"packed_{axis}", entries * size, real))
-        self._grids[role] = (entries * -(-length // PACK_ROWS), 1, 1)
+        rows = tiles * {"i": kernel.schedule.block_i, "j": kernel.schedule.block_j}[axis]
+        size = rows * kernel.emitted.columns[axis]
+        read = {p.input for p in kernel.emitted.params[f"pack_{axis}"] if p.role == "data"}
+        same = not any(step for (role, n, _), step in self._scalars.items() if role == "batch" and n in read)
+        self._scalars[f"packed_{axis}_batch", -1, 0] = 0 if same else size
+        tables = 1 if same else entries
+        self._workspaces[f"packed_{axis}"] = tables * size, torch.float64 if kernel.real == "float64" else torch.float32
+        return tables * -(-rows // PACK_ROWS), 1, 1
 
-    def _plan_parts(self, emitted: Module, s: GpuSchedule, acc: torch.dtype) -> None:
+    def _keep_parts(self, programs: int) -> None:
         """Workspace for accumulators: those of the parts of j, and those that are kept in memory."""
-        slots = self._programs * self._splits if self._splits > 1 or emitted.held else 0
+        emitted, s = self._kernel.emitted, self._kernel.schedule
+        slots = programs * self.splits if self.splits > 1 or emitted.held else 0
+        self._workspaces["parts"] = slots * emitted.floats * s.block_i, getattr(torch, self._kernel.dtype_acc)
         index = torch.int64 if s.index_bits == 64 else torch.int32
-        self._workspaces.append(("parts", slots * emitted.floats * s.block_i, acc))
-        self._workspaces.append(("parts_index", slots * emitted.indices * s.block_i, index))
+        self._workspaces["parts_index"] = slots * emitted.indices * s.block_i, index
+
+    def _step(self, role: str, grid: tuple[int, int, int]) -> _Step:
+        params = self._kernel.emitted.params[role]
+        values = [self._scalars.get((p.role, p.input, p.batch)) for p in params]
+        tensors = [(n, p.input if p.role == "data" else p.role) for n, p in enumerate(params) if values[n] is None]
+        if role == "reduce":
+            values.append(self.splits > 1)
+        return _Step(role, grid, tuple(values), tuple(tensors))
 
     def __call__(self, args: Sequence[Tensor], outputs: Sequence[Tensor], threads: int) -> None:
         """See Launch. Nothing is waited for; `threads` does not matter here."""
         del threads
-        if not self._programs:
-            return
         if interpreted():
             self._run(args, outputs, self._interpret)
         elif self._device.index == _current_device(self._device):
@@ -210,32 +233,25 @@ class TritonLaunch:
                 self._run(args, outputs, self._launch)
 
     def _run(self, args: Sequence[Tensor], outputs: Sequence[Tensor], launch: Callable[..., None]) -> None:
-        emitted, split = self._kernel.emitted, self._splits > 1
-        kinds = [output.name for output in self._kernel.program.outputs]
-        tensors: dict[str, Tensor] = dict(zip(kinds, outputs, strict=True))
-        for role, size, dtype in self._workspaces:
-            tensors[role] = torch.empty(size, dtype=dtype, device=self._device)
-        roles = [role for role in ("pack_i", "pack_j") if role in emitted.params and self._layout_filled(role)]
-        for role in [*roles, "reduce", *(["merge"] if split else [])]:
-            values = [
-                args[p.input] if p.role == "data" else tensors[p.role] if p.role in tensors
-                else self._values[p.role, p.input, p.batch] for p in emitted.params[role]
-            ]  # fmt: skip
-            launch(role, values)
+        tensors: dict[str | int, Tensor] = dict(enumerate(args))
+        tensors.update(zip(self._outputs, outputs, strict=True))
+        for role, (size, dtype) in self._workspaces.items():
+            # What has no elements is not read: any address will do.
+            tensors[role] = torch.empty(size, dtype=dtype, device=self._device) if size else outputs[0]
+        for step in self._steps:
+            values = list(step.values)
+            for n, key in step.tensors:
+                values[n] = tensors[key]
+            launch(step, values)
 
-    def _layout_filled(self, role: str) -> bool:
-        return self._grids[role][0] > 0
+    def _interpret(self, step: _Step, values: list[Any]) -> None:
+        function = getattr(self._kernel.module, self._kernel.emitted.names[step.role])
+        function[step.grid](*values)
 
-    def _interpret(self, role: str, values: list[Any]) -> None:
-        split = [self._splits > 1] if role == "reduce" else []
-        function = getattr(self._kernel.module, self._kernel.emitted.names[role])
-        function[self._grids[role]](*values, *split)
-
-    def _launch(self, role: str, values: list[Any]) -> None:
+    def _launch(self, step: _Step, values: list[Any]) -> None:
         index = self._device.index or 0
-        compiled = self._kernel.compiled(role, self._splits > 1, index)
-        split = [self._splits > 1] if role == "reduce" else []
-        compiled[self._grids[role]](*values, *split, stream=driver.active.get_current_stream(index))
+        compiled = self._kernel.compiled(step.role, self.splits > 1, index)
+        compiled[step.grid](*values, stream=driver.active.get_current_stream(index))
 
 
 def _current_device(device: torch.device) -> int:
@@ -252,18 +268,21 @@ def _processors(device: torch.device) -> int:
 
 
 _MOST_SPLITS = 1024
-_TILES = 8  # of a part, at least
+_RESIDENT = 16  # warps of a multiprocessor, at the registers that these kernels take
+_WAVES = 16  # in which the programs of a long call come, so that the last one costs little
 
 
 def _parts(programs: int, tiles: int, s: GpuSchedule, processors: int) -> tuple[int, int]:
-    """Rows j of a part and the number of parts, so that few blocks of rows i still fill the device.
+    """Rows j of a part and the number of parts.
 
-    A part is a whole number of blocks of sums, and depends on sizes alone: results are the same from run to run.
+    Few blocks of rows i are split to fill the device, with 8 tiles or more in a part; long calls to even out its last
+    wave, with 64 or more (not sorted lists, which each part would have to fill again). A part is a whole number of
+    blocks of sums, and depends on sizes alone: results are the same from run to run.
     """
-    wanted = -(-4 * processors * max(1, 4 // s.num_warps) // max(1, programs))
-    if processors == 1 or wanted < 2 or tiles <= _TILES:
-        return max(1, tiles * s.block_j), 1
-    step = max(1, s.block_sum // s.block_j)
-    splits = max(1, min(wanted, _MOST_SPLITS, tiles // _TILES))
-    part = -(-tiles // splits // step) * step if tiles // splits >= step else -(-tiles // splits)
-    return part * s.block_j, -(-tiles // max(1, part))
+    wave = -(-processors * _RESIDENT // s.num_warps)
+    fill = min(-(-wave // max(1, programs)), tiles // 8)
+    even = 1 if s.form == "guarded" else min(-(-_WAVES * wave // max(1, programs)), tiles // 64)
+    splits = min(max(1, fill, even), _MOST_SPLITS) if processors > 1 else 1
+    step = max(1, s.block_sum // s.block_j) if tiles // splits * s.block_j >= s.block_sum else 1
+    part = max(1, -(-tiles // splits // step) * step)
+    return part * s.block_j, max(1, -(-tiles // part))

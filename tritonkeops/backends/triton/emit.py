@@ -15,9 +15,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tritonkeops.backends.triton.scope import LARGEST, LIBRARY, NAN, Function, Names, Scope, Types, by_counter, text_of
+from tritonkeops.backends.triton.columns import Columns
+from tritonkeops.backends.triton.scope import (
+    LARGEST,
+    LIBRARY,
+    NAN,
+    Function,
+    Names,
+    Scope,
+    Types,
+    added,
+    by_counter,
+    text_of,
+)
 from tritonkeops.formula.ir import Field
-from tritonkeops.tile.ir import FLOAT, TILE_REDUCTIONS, Index, Input, Store, TileProgram, Value, indices_of, topological
+from tritonkeops.tile.ir import FLOAT, TILE_REDUCTIONS, Index, Store, TileProgram, Value, indices_of, topological
 from tritonkeops.tile.schedule import GpuSchedule
 
 _WORDS = (
@@ -136,7 +148,7 @@ class _Emitter:
         self.other_names = self._accumulators("other_")
         self.folded = [s.value for s in (*program.update, *program.refine)]
         self.folded += [x for x in (program.guard, program.screen) if x]
-        self.columns = {axis: _Columns(axis, self.inputs) for axis in "ij"}
+        self.columns = {axis: Columns(axis, self.inputs) for axis in "ij"}
         if self.schedule.packed:
             self.columns["j"].collect(self.folded)
             self.columns["i"].collect(self.folded, looped=True)
@@ -309,7 +321,7 @@ class _Emitter:
                 break
             before += other.size if other.index is each.index else 0
         position = text_of(k, each.size)
-        return str(before + k) if isinstance(k, int) else _sum(str(before), position)
+        return str(before + k) if isinstance(k, int) else added(str(before), position)
 
     def _read_packed(self, axis: str, column: str, mode: _Mode) -> str:
         if axis == "i":
@@ -322,8 +334,8 @@ class _Emitter:
         name, component = self.input_names[source.position], text_of(k, source.dim)
         cast = ".to(tl.float32)" if self.half else ""
         if not source.axis:
-            return f"tl.load({_sum(name, component)}){cast}"
-        text = f"tl.load({_sum(f'{name} + row_{source.axis} * {name}_row', component)}){cast}"
+            return f"tl.load({added(name, component)}){cast}"
+        text = f"tl.load({added(f'{name} + row_{source.axis} * {name}_row', component)}){cast}"
         return f"{text}[:, None]" if source.axis == "j" and mode.word == "tile" else text
 
     # Packing ----------------------------------------------------------------------------------------------------------
@@ -348,14 +360,14 @@ class _Emitter:
             for k in value.indices:
                 scope.open(k)
                 scope.require([value])
-                self._store_column(f, _sum(str(columns.values[value]), str(k)), scope.expr(value), size)
+                self._store_column(f, added(str(columns.values[value]), str(k)), scope.expr(value), size)
                 scope.close(k)
         for position, start in columns.whole.items():
             source = self.inputs[position]
             f.line(f"for k in range({source.dim}):")
             f.depth += 1
             load = Value("load", (), (position, Index("k", source.dim)), FLOAT, frozenset(axis))
-            self._store_column(f, _sum(str(start), "k"), self._read_input(load, _Mode("pack", axis)), size)
+            self._store_column(f, added(str(start), "k"), self._read_input(load, _Mode("pack", axis)), size)
             f.depth -= 1
         return f
 
@@ -570,7 +582,7 @@ class _Emitter:
 
         def write(store: Store) -> None:
             dim = dims[store.target]
-            place = _sum(f"{store.target} + i" + (f" * {dim}" if dim > 1 else ""), text_of(store.position, dim))
+            place = added(f"{store.target} + i" + (f" * {dim}" if dim > 1 else ""), text_of(store.position, dim))
             f.line(f"tl.store({place}, {scope.expr(store.value)}, mask=i < M)")
 
         for store in plain:
@@ -753,81 +765,6 @@ class _Emitter:
         return stem + ("_index" if self.fields[name].index else "")
 
 
-class _Columns:
-    """What is packed of one axis: values, and whole inputs that are read at computed positions, by first column."""
-
-    def __init__(self, axis: str, inputs: dict[int, Input]) -> None:
-        self.axis, self.inputs, self.size = axis, inputs, 0
-        self.values: dict[Value, int] = {}
-        self.whole: dict[int, int] = {}
-        self._same: dict[Any, int] = {}
-
-    def collect(self, roots: Iterable[Value], looped: bool = False) -> None:
-        """Find the columns; with `looped` only what is read inside of loops over components."""
-        seen: set[Value] = set()
-        stack = list(reversed(list(roots)))
-        while stack:
-            value = stack.pop()
-            if value in seen:
-                continue
-            seen.add(value)
-            if not self._mine(value) or (looped and not value.indices) or not self._add(value):
-                stack.extend(reversed(value.args))
-
-    def _mine(self, value: Value) -> bool:
-        rest = {axis for axis in value.axes if not isinstance(axis, Index)}
-        return rest == {self.axis} and value.type == FLOAT
-
-    def _add(self, value: Value) -> bool:
-        """Pack a value, unless it needs more columns than its operands do."""
-        if value.op == "load" and value.indices:
-            position = value.attr[0]
-            if position not in self.whole:
-                self.whole[position] = self._take(self.inputs[position].dim)
-            return True
-        if value.op in ("where", "piecewise") or len(value.indices) > 1 or self._moved(value):
-            return False
-        key = _structure(value)
-        if key not in self._same:
-            self._same[key] = self._take(next((k.size for k in value.indices), 1))
-        self.values[value] = self._same[key]
-        return True
-
-    def _moved(self, value: Value) -> bool:
-        """Whether an input is read at a position computed from the counter that stays free."""
-        free = value.indices
-        return any(
-            v.op in ("load", "piecewise") and indices_of(v.attr[-1] if v.op == "load" else v.attr[0]) & free
-            and not isinstance(v.attr[-1] if v.op == "load" else v.attr[0], Index)
-            for v in topological([value])
-        )  # fmt: skip
-
-    def _take(self, count: int) -> int:
-        self.size += count
-        return self.size - count
-
-    def column(self, value: Value) -> str | None:
-        """The text of the column where a value is, or None."""
-        if value in self.values:
-            start = self.values[value]
-            return next((_sum(str(start), str(k)) for k in value.indices), str(start))
-        if value.op == "load" and value.indices and value.attr[0] in self.whole:
-            position, size = value.attr[0], self.inputs[value.attr[0]].dim
-            return _sum(str(self.whole[position]), text_of(value.attr[1], size))
-        return None
-
-
-def _structure(value: Value) -> Any:
-    """Equal for values that differ only in how their loop counter is called."""
-    names = {k: n for n, k in enumerate(sorted(value.indices, key=str))}
-
-    def of(v: Value) -> Any:
-        attr = tuple(f"#{names[a]}" if isinstance(a, Index) and a in names else str(a) for a in v.attr)
-        return (v.op, attr, tuple(map(of, v.args)))
-
-    return of(value), tuple(k.size for k in value.indices)
-
-
 def _of_one_axis(value: Value) -> bool:
     return value.type == FLOAT and "tile" not in value.axes and not {"i", "j"} <= value.axes
 
@@ -845,15 +782,10 @@ def _held(program: TileProgram) -> frozenset[str]:
     return frozenset(stored | read)
 
 
-def _sum(a: str, b: str) -> str:
-    """a + b, without zeros."""
-    return a if b == "0" else b if a == "0" else f"{a} + {b}"
-
-
 def _row(base: str, row: str, length: str, place: str = "0") -> str:
     """Where a place of a row of a table is."""
     row = row if row.isidentifier() or row.isdigit() else f"({row})"
-    return _sum(_sum(base, {"0": "0", "1": length}.get(row, f"{row} * {length}")), place)
+    return added(added(base, {"0": "0", "1": length}.get(row, f"{row} * {length}")), place)
 
 
 def _identity(each: Field) -> str:

@@ -307,6 +307,11 @@ def text_of(position: Position, size: int) -> str:
     return text if low >= 0 and high < size else f"tl.minimum(tl.maximum({text}, 0), {size - 1})"
 
 
+def added(a: str, b: str) -> str:
+    """The text of a + b, without zeros."""
+    return a if b == "0" else b if a == "0" else f"{a} + {b}"
+
+
 def by_counter(stores: Iterable[Store]) -> tuple[list[Store], dict[Index, list[Store]]]:
     """Stores of single components, and those that stand in loops by the loop's counter."""
     plain: list[Store] = []
