@@ -235,6 +235,22 @@ def test_a_read_only_directory(empty_cache: Path, caplog: pytest.LogCaptureFixtu
     assert "cannot write the cache directory" in caplog.text
 
 
+@needs_compiler
+def test_a_directory_that_is_removed_meanwhile(
+    tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next kernel is built again, and so is the directory; a source that fails is kept there too."""
+    compute()
+    shutil.rmtree(empty_cache)
+    compute()
+    assert len(libraries(empty_cache)) == 1
+    shutil.rmtree(empty_cache)
+    monkeypatch.setenv("CC", fake_compiler(tmp_path, "exit 1"))
+    with pytest.raises(BuildError):
+        compute()
+    assert len(list(cache.entries())) == 1
+
+
 # Compilers ----------------------------------------------------------------------------------------------------------
 
 
@@ -246,13 +262,18 @@ def fake_compiler(folder: Path, script: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "environment", [{"PATH": "/nonexistent", "CC": ""}, {"CC": "no-such-compiler -O2"}], ids=["none", "CC"]
+    "environment,why",
+    [
+        ({"PATH": "/nonexistent", "CC": ""}, "($CC, cc, gcc, clang)"),
+        ({"CC": "no-such-compiler -O2"}, ": $CC is 'no-such-compiler -O2'"),
+    ],
+    ids=["none", "CC"],
 )
-def test_no_compiler(environment: dict[str, str]) -> None:
+def test_no_compiler(environment: dict[str, str], why: str) -> None:
     """One clear warning, and the torch back end computes the same."""
     out, err = finish(start(CALL + CALL.replace("0.125", "0.25").replace("* 0.25)", "* 0.25)"), **environment))
     assert out == "right\nright\n"
-    assert err.count("no C compiler found ($CC, cc, gcc, clang)") == 1 and len(err.strip().splitlines()) == 1
+    assert "no C compiler found" in err and why in err and len(err.strip().splitlines()) == 1
 
 
 @needs_compiler
@@ -262,8 +283,11 @@ def test_a_compiler_that_fails(tmp_path: Path, empty_cache: Path, monkeypatch: p
         compute()
     message = str(caught.value)
     assert "the moon is in the way" in message and "SqDist(x, y)" in message
-    (kept,) = empty_cache.glob("*-failed.c")
+    (kept,) = empty_cache.glob("*-failed-*.c")
     assert str(kept) in message and "SqDist(x, y)" in kept.read_text()
+    (entry,) = cache.entries()
+    assert entry.path == kept and entry.title.startswith("failed: Sum_Reduction(Exp(-SqDist(x, y)")
+    assert cache.clear() == 2 and not list(empty_cache.iterdir())
 
 
 @needs_compiler
@@ -315,6 +339,17 @@ def test_debug_prints_stages(
     out, err = capfd.readouterr()
     printed = [line[3:] for line in err.splitlines() if line in ("// ast", "// formula", "// tile", "// source")]
     assert out == "" and printed == stages
+
+
+def test_debug_warns_of_words_that_are_no_stage(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, however many formulas are compiled."""
+    for wanted in ("formula, tiel", "formula, tiel", "", "all", " tile,,source "):
+        monkeypatch.setenv("TRITONKEOPS_DEBUG", wanted)
+        Genred("x", ["x = Vi(1)"])
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "tritonkeops"]
+    assert warning == "TRITONKEOPS_DEBUG=formula, tiel: expected some of ast, formula, tile, source, all"
 
 
 @needs_compiler

@@ -52,12 +52,6 @@ def test_line_and_column_count_from_one(start: int, line: int, column: int) -> N
     assert (span.line, span.column) == (line, column)
 
 
-def test_join_covers_both_spans() -> None:
-    source = Source("formula", "a + b * c")
-    assert Span(source, 4, 5).join(Span(source, 0, 1)) == Span(source, 0, 5)
-    assert Span(source, 0, 9).join(Span(source, 4, 5)).text == source.text
-
-
 def test_the_excerpt_is_the_line_concerned() -> None:
     assert rows("a +\nb c\n+ d", 6, 7) == ["b c", "  ^"]
 

@@ -165,7 +165,7 @@ def test_info(shell, kept):
 
 def test_info_names_the_compiler(shell, monkeypatch, kept):
     monkeypatch.setenv("CC", "no-such-compiler")
-    assert "none found: set $CC" in shell("info")[1]
+    assert "no C compiler found: $CC is 'no-such-compiler'" in shell("info")[1]
 
 
 def test_cache_list_and_clear(shell, kept):

@@ -132,21 +132,19 @@ def _machine() -> dict[str, str]:
     """Compiler, CPU and devices, as the compiler pipeline sees them."""
     import torch  # takes a second to import, which --help and the tables need not wait for
 
-    from tritonkeops.backends.c.build import compiler
+    from tritonkeops.backends.c.build import compiler, no_compiler
     from tritonkeops.tile.schedule import vector_bytes
 
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
     return {
-        "C compiler": _compiler(compiler()),
+        "C compiler": _version_of(command) if (command := compiler()) else no_compiler(),
         "CPU": f"{platform.machine()}, vectors of {8 * vector_bytes()} bits",
         "threads": str(torch.get_num_threads()),
         "devices": ", ".join(["cpu", *gpus]),
     }
 
 
-def _compiler(command: list[str] | None) -> str:
-    if command is None:
-        return "none found: set $CC, or install gcc or clang"
+def _version_of(command: list[str]) -> str:
     done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
     return f"{' '.join(command)}: {done.stdout.partition(chr(10))[0]}"
 

@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 
 _PART = ".part-tritonkeops-"
-_OURS = re.compile(rf"[0-9a-f]{{32}}(\.json|-[0-9a-f]{{8}}\.\w+|-failed\.c)|{re.escape(_PART)}.*")
+_OURS = re.compile(rf"[0-9a-f]{{32}}(-failed)?(\.json|-[0-9a-f]{{8}}\.\w+)|{re.escape(_PART)}.*")
 log = logging.getLogger("tritonkeops")
 
 
@@ -93,6 +93,7 @@ def _record(key: str) -> Path:
 
 
 def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)  # it may have been removed meanwhile
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PART)
     with os.fdopen(handle, "wb") as file:
         file.write(content)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tritonkeops.backends.c.build import build, compiler
+from tritonkeops.backends.c.build import build, compiler, no_compiler
 from tritonkeops.backends.c.emit import emit as emit_c
 from tritonkeops.backends.kernel import Kernel
 from tritonkeops.backends.reference import TorchKernel
@@ -165,17 +165,18 @@ def _passes(typed: Typed) -> Reduction:
 
 @functools.cache
 def _warn_no_compiler() -> None:
-    log.warning("no C compiler found ($CC, cc, gcc, clang): reductions run on the torch back end, many times slower")
+    log.warning("%s: reductions run on the torch back end, many times slower", no_compiler())
 
 
 # Seeing inside --------------------------------------------------------------------------------------------------
 
+_PUBLISHED = ("ast", "formula", "tile", "source", "all")
 _published = iter(range(1, sys.maxsize))
 
 
 def _publish(stage: str, text: str, language: str = "c") -> None:
     """Print a stage that TRITONKEOPS_DEBUG names; write every stage to the folder TRITONKEOPS_DUMP."""
-    wanted = {word.strip() for word in os.environ.get("TRITONKEOPS_DEBUG", "").split(",")}
+    wanted = _wanted(os.environ.get("TRITONKEOPS_DEBUG", ""))
     if stage in wanted or "all" in wanted:
         print(f"// {stage}\n{text}", file=sys.stderr)
     folder = os.environ.get("TRITONKEOPS_DUMP")
@@ -183,6 +184,15 @@ def _publish(stage: str, text: str, language: str = "c") -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         suffix = language if stage == "source" else "txt"
         Path(folder, f"{next(_published):04d}-{stage}.{suffix}").write_text(text)
+
+
+@functools.cache
+def _wanted(listed: str) -> frozenset[str]:
+    """The words of a list; one that names no stage is warned of, once."""
+    words = frozenset(word.strip() for word in listed.split(","))
+    if not words <= {*_PUBLISHED, ""}:
+        log.warning("TRITONKEOPS_DEBUG=%s: expected some of %s", listed, ", ".join(_PUBLISHED))
+    return words
 
 
 MACHINE_STAGES = ("ttir", "ttgir", "llir", "ptx", "sass", "amdgcn")

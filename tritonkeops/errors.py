@@ -45,10 +45,6 @@ class Span:
         """What the span covers."""
         return self.source.text[self.start : self.stop]
 
-    def join(self, other: Span) -> Span:
-        """The shortest span that covers both; they are of one source."""
-        return Span(self.source, min(self.start, other.start), max(self.stop, other.stop))
-
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:

@@ -1,7 +1,9 @@
 """C kernels against the torch back end in float64: formulas of every shape, schedules, masked tails, strides."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from tritonkeops import numpy as tritonkeops_numpy
 from tritonkeops import torch as tritonkeops_torch
+from tritonkeops.backends.c import emit
 from tritonkeops.tile.schedule import vector_bytes
 
 FORMULAS = {
@@ -55,6 +58,59 @@ FORMULAS = {
         "Sum",
     ),
 }
+
+
+HEADERS = Path(emit.__file__).parent.glob("*.h")
+DECLARED = r"^(?:static )?(?:inline )?\w+ \*?(\w+)\(.*\{|^\} (\w+);|^typedef \w+ \(\*(\w+)\)|^#define (\w+)|\{ (\w+) ="
+OURS = {word for path in HEADERS for found in re.findall(DECLARED, path.read_text(), re.M) for word in found if word}
+
+
+def test_names_of_the_headers_are_no_variable_s():
+    assert {"at_most", "work", "run", "exp_f32", "Call", "Task", "INF_F32", "MOST"} <= OURS
+    assert not [name for name in OURS if emit._identifier(name) == name]
+
+
+@pytest.mark.parametrize("name", ["x", "b", "A", "points", "Exp", "x_y", "for_"])
+def test_other_names_stay(name):
+    assert emit._identifier(name) == name
+
+
+NAMES = [
+    "_Bool", "_Atomic", "int64_t", "INT32_MIN", "RAND_MAX", "inside", "at_most", "work", "asm", "linux", "uint", "I",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_c_knows(name, program, run):
+    """Where rows are gathered and positions clamped, by the headers' functions."""
+    for kind in ("Vi", "Vj", "Pm"):
+        aliases = [f"{name} = {kind}(1)", "x = Vi(20)", "y = Vj(20)"]
+        reduction = program(f"Extract(Concat(Exp({name} + x), y), 3, 20) * {name}", aliases)
+        args = values(reduction)
+        check(run(reduction, args), run(reduction, args, "torch"))
+
+
+@pytest.mark.parametrize(
+    "text,nearest",
+    [
+        ("1.000000059604644775390625", 1),  # the middle between two float32: ties go to the even one
+        ("1.000000059604644775390625" + 30 * "0" + "1", 1 + 2**-23),
+        ("1.000000178813934326171874" + 30 * "9", 1 + 2**-23),
+        ("1e300", np.inf),
+        ("1e-300", 0),
+    ],
+)
+@pytest.mark.parametrize("backend", ["c", "torch"])
+def test_float32_literals_are_rounded_once(text, nearest, backend, program, run):
+    reduction = program(f"x * {text}", ["x = Vi(1)"])
+    assert run(reduction, [torch.ones(1, 1)], backend)[0].item() == nearest
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", ["c", "torch"])
+def test_constants_out_of_range_are_infinite(dtype, backend, program, run):
+    reduction = program("0 - 1e300 * 1e300", ["x = Vi(1)"])
+    assert run(reduction, [torch.ones(1, 1, dtype=dtype)], backend)[0].item() == -np.inf
 
 
 def values(program, rows=37, columns=23, dtype=torch.float64, batch=()):

@@ -10,6 +10,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from bench.cases import CASES  # noqa: E402
 from bench.machine_code import counted, kernel_of  # noqa: E402  imports Triton
+from tritonkeops.backends.triton.offline import compile_offline, disassemble  # noqa: E402
 
 HOT = {
     "gaussian_d3": 8.8,
@@ -47,3 +48,10 @@ def test_the_count_sees_worse_code(name):
         tile = {"packed": False, "spread": False}
     per_pair, usage = counted(kernel_of(CASES[name], **tile), "cuda:90")
     assert per_pair.lanes["issue"] > counted(kernel, "cuda:90")[0].lanes["issue"] or usage.spilled
+
+
+def test_scaled_inputs_are_rounded_before_they_are_subtracted():
+    """c*x - c*y is 0 where x is y only if no product is contracted with the subtraction: then it is an FFMA."""
+    sass = disassemble(compile_offline(kernel_of(CASES["gaussian_d3"]), "cuda:90").asm["cubin"])
+    pairs_per_thread = 64
+    assert sass.count("FADD") >= 2 * 3 * pairs_per_thread  # in the loop, and in the masked tail

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import pickle
 import subprocess
 import sys
 import threading
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.formulas import reduction, reductions, word
 from tritonkeops.formula import ir
-from tritonkeops.formula.ir import Apply, Category, Const, IllTyped, Node, Reduction, Var, postorder, rebuild, variables
+from tritonkeops.formula.ir import (
+    Apply,
+    Category,
+    Const,
+    IllTyped,
+    Node,
+    Reduction,
+    Var,
+    in_range,
+    postorder,
+    rebuild,
+    rounded,
+    variables,
+)
 from tritonkeops.formula.rewrite import rewrite, substitute
 
 x, y, b, p = (
@@ -146,6 +162,43 @@ def test_python_arithmetic_builds_formulas() -> None:
 def test_constants_are_exact() -> None:
     assert Const(0.1).value == Fraction(0.1) and Const(Fraction(1, 3)).value == Fraction(1, 3)
     assert Const(16777217).value == 16777217
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.fractions(), st.integers(-1100, 1100))
+def test_numbers_are_rounded_to_the_nearest(significand: Fraction, exponent: int) -> None:
+    value = significand * Fraction(2) ** exponent
+    try:
+        assert rounded(value) == float(value)
+    except OverflowError:
+        assert math.isinf(rounded(value)) and not in_range(value)
+    number = np.float32(rounded(value, "float32"))
+    if np.isfinite(number):
+        others = [float(np.nextafter(number, np.float32(end))) for end in (-math.inf, math.inf)]
+        assert all(abs(value - Fraction(float(number))) <= abs(value - Fraction(x)) for x in others if math.isfinite(x))
+
+
+HALF, TINY = Fraction(1, 2**24), Fraction(1, 10**40)  # of the step between float32 above 1; less than a double can tell
+
+
+@pytest.mark.parametrize(
+    "value,nearest",
+    [
+        (1 + HALF, 1),
+        (1 + HALF + TINY, 1 + 2 * HALF),
+        (1 + 3 * HALF, 1 + 4 * HALF),
+        (1 + 3 * HALF - TINY, 1 + 2 * HALF),
+        (-1 - HALF - TINY, -1 - 2 * HALF),
+        (Fraction(2) ** 128 - 2**103, math.inf),
+        (2**103 - Fraction(2) ** 128, -math.inf),
+        (Fraction(2) ** 128 - 2**103 - TINY, Fraction(2) ** 128 - 2**104),
+        (Fraction(2) ** -150, 0),
+        (Fraction(2) ** -150 + TINY**9, Fraction(2) ** -149),
+        (Fraction(10) ** 600, math.inf),
+    ],
+)
+def test_numbers_are_rounded_to_float32_once(value: Fraction, nearest: Fraction | float) -> None:
+    assert rounded(value, "float32") == nearest
 
 
 def test_postorder_is_topological_and_goes_deep() -> None:

@@ -5,11 +5,12 @@ What is here takes the fixtures `program`, `run` and `genred` alone: tests/gpu r
 """
 
 import math
+from dataclasses import replace
 from unittest import mock
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests import test_hypothesis
@@ -20,6 +21,8 @@ from tests.operators import test_elementwise, test_reductions, test_registry, te
 from tests.operators.test_elementwise import DERIVATIVES, POINTS, SPECIAL, concatenated
 from tests.operators.test_reductions import COMPENSATED, REDUCTIONS, SPECIALS, Problem, every_reduction
 from tests.operators.test_registry import Case, I, J, P, batches, every_dtype, every_operator, small_examples
+from tritonkeops import compiler
+from tritonkeops.tile.schedule import choose_gpu
 from tritonkeops.torch import Genred
 
 INF, NAN = math.inf, math.nan
@@ -352,10 +355,10 @@ def test_half_inputs_in_long_vectors_and_batches(half, program, run):
 
 
 def cancelling(columns, block_j):
-    """Ones between 2^24 and -2^24, of which a plain sum in float32 keeps nothing, tiles of large numbers apart."""
+    """Ones between 2^28 and -2^28, in tiles of their own: a plain sum in float32 loses the ones."""
     y = torch.ones(columns, 1)
     y[:block_j], y[-block_j:] = 0, 0
-    y[0], y[-1] = 2.0**24, -(2.0**24)
+    y[0], y[-1] = 2.0**28, -(2.0**28)
     return y
 
 
@@ -365,14 +368,14 @@ ACCURATE = [{"sum_scheme": "kahan_scheme"}, {"dtype_acc": "float64"}]
 @pytest.mark.parametrize("how", ACCURATE, ids=lambda how: next(iter(how.values())))
 @pytest.mark.parametrize("parts", [False, True], ids=("whole", "in parts"))
 def test_accurate_sums(how, parts, program, run, request):
-    """Exact where plain summation loses everything."""
+    """Right to the last place of the largest number, where plain summation loses all others."""
     splits = request.getfixturevalue("splits") if parts else [2]
     x, y = torch.zeros(1, 1), cancelling(1600, 8)
     reduction = program("x + y", ["x = Vi(1)", "y = Vj(1)"])
     (plain,) = run(reduction, [x, y], sum_scheme="direct_sum", spread=False, block_i=1, block_j=8)
     (found,) = run(reduction, [x, y], spread=False, block_sum=0, block_i=1, block_j=8, **how)
-    assert found.item() == 1600 - 16 and splits[-1] > 1
-    assert plain.item() != found.item(), "plain summation is not that good: is it plain?"
+    assert abs(found.item() - (1600 - 16)) <= 2**28 * 2**-24 and splits[-1] > 1
+    assert abs(plain.item() - (1600 - 16)) > 2**28 * 2**-23, "plain summation is not that good: is it plain?"
 
 
 @pytest.mark.parametrize("how", ACCURATE, ids=lambda how: next(iter(how.values())))
@@ -381,7 +384,8 @@ def test_accurate_sums_of_exponentials(name, how, program, run):
     x, y = torch.zeros(1, 1), cancelling(800, 8)
     reduction = program("0 * (x + y)", ["x = Vi(1)", "y = Vj(1)"], name, 1, 0, "y")
     (found,) = run(reduction, [x, y], block_sum=0, block_i=1, block_j=8, **how)
-    assert found.item() == pytest.approx(math.log(784) if name == "LogSumExpWeight" else 784 / 800, rel=1e-6)
+    wanted = math.log(784) if name == "LogSumExpWeight" else 784 / 800
+    assert found.item() == pytest.approx(wanted, rel=2**28 * 2**-24 / 784)
 
 
 def test_blocks_of_sums_bound_the_error(program, run):
@@ -410,12 +414,12 @@ def test_batches(shapes, name, program, run):
 
 
 def test_parameters_of_each_batch_entry(program, run, splits):
-    """Long parameters and results, three batch dimensions that cannot be joined, j in parts."""
-    reduction = program("Tanh(VecMatMult(x - y, W))", ["W = Pm(40)", "x = Vi(2)", "y = Vj(2)"])
+    """Three batch dimensions that cannot be joined, j in parts."""
+    reduction = program("Tanh(VecMatMult(x - y, W))", ["W = Pm(8)", "x = Vi(2)", "y = Vj(2)"])
     generator = torch.Generator().manual_seed(5)
-    shapes = [(2, 1, 2, 40), (1, 2, 1, 3, 2), (2, 1, 1, 70, 2)]
+    shapes = [(2, 1, 2, 8), (1, 2, 1, 3, 2), (2, 1, 1, 35, 2)]
     args = [torch.rand(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    check(run(reduction, args, block_i=4, block_j=4), run(reduction, args, "torch"))
+    check(run(reduction, args, block_i=4, block_j=2), run(reduction, args, "torch"))
     assert splits[-1] > 1
 
 
@@ -454,26 +458,41 @@ def test_out_is_written(genred):
         function = genred("SqDist(x, y)", ["x = Vi(3)", "y = Vj(3)"], name, axis=1)
         out = tuple(torch.full((5, 1), -99, dtype=kind) for kind in kinds)
         result, wanted = function(*args, out=out if len(out) > 1 else out[0]), function(*args)
-        assert result is out or result is out[0]
+        assert (result[0] if len(out) > 1 else result) is out[0]
         for x, y in zip(out, wanted if isinstance(wanted, tuple) else (wanted,), strict=True):
             assert torch.equal(x, y)
 
 
 # ---- random formulas ----
 
-SOME = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-DTYPES = st.sampled_from([torch.float64, torch.float64, torch.float32])
+SOME = settings(  # without shrinking, which takes minutes here
+    deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate]
+)
+SIZES_AND_TILES = {
+    "M": st.integers(1, 40), "N": st.integers(1, 40),
+    "tiles": st.fixed_dictionaries({"block_i": st.sampled_from([4, 32]), "block_j": st.sampled_from([1, 2, 16]),
+                                    "packed": st.booleans()}),
+}  # fmt: skip
 
 
-@settings(SOME, max_examples=30)
-@given(drawn=reductions(), M=st.integers(1, 40), N=st.integers(1, 40), dtype=DTYPES)
-def test_random_formulas(genred, drawn, M, N, dtype):
-    with mock.patch.object(test_hypothesis, "Genred", genred):
+def check_random(genred, drawn, M, N, dtype, tiles):
+    """In small tiles, some of them whole, and in parts of j where `splits` are asked for."""
+
+    def small(*args):
+        schedule = choose_gpu(*args)
+        return replace(schedule, **tiles, block_sum=min(schedule.block_sum, 2 * tiles["block_j"]))
+
+    with mock.patch.object(compiler, "choose_gpu", small), mock.patch.object(test_hypothesis, "Genred", genred):
         test_hypothesis.check(*drawn, M, N, dtype)
 
 
-@settings(SOME, max_examples=6)
-@given(drawn=reductions((1, 3, 20), 2), M=st.integers(1, 40), N=st.integers(1, 40))
-def test_random_formulas_of_long_vectors(genred, drawn, M, N):
-    with mock.patch.object(test_hypothesis, "Genred", genred):
-        test_hypothesis.check(*drawn, M, N, torch.float64)
+@settings(SOME, max_examples=80)
+@given(drawn=reductions(), dtype=st.sampled_from([torch.float64, torch.float64, torch.float32]), **SIZES_AND_TILES)
+def test_random_formulas(genred, splits, drawn, M, N, dtype, tiles):
+    check_random(genred, drawn, M, N, dtype, tiles)
+
+
+@settings(SOME, max_examples=30)
+@given(drawn=reductions((1, 3, 20), 2), M=st.integers(1, 40), N=st.integers(1, 9), packed=st.booleans())
+def test_random_formulas_of_long_vectors(genred, drawn, M, N, packed):
+    check_random(genred, drawn, M, N, torch.float64, {"block_i": 32, "block_j": 4, "packed": packed})

@@ -312,7 +312,7 @@ def merged(node, a, b):
     names = [field.name for field in op.fields(dims, node.k)]
 
     def acc(state):
-        return SimpleNamespace(dims=dims, **{n: Components(t) for n, t in zip(names, state, strict=True)})
+        return SimpleNamespace(**{n: Components(t) for n, t in zip(names, state, strict=True)})
 
     if op.merge:
         return [x.tensor for x in op.merge(m, acc(a), acc(b))]

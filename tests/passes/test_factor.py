@@ -54,6 +54,12 @@ def test_what_leaves(formula: str) -> None:
     assert_same(node, factored, [x for x in postorder([node]) if isinstance(x, Var)])
 
 
+def test_constants_stay_in_range() -> None:
+    """A factor of 1e400 would be infinite, whatever e and b are."""
+    node = reduced("1e200 * e * (1e200 * b)")
+    assert factor(node) is node
+
+
 def test_the_kept_axis_decides() -> None:
     assert repr(factor(reduced("e*b*Exp(-SqDist(x,y))", axis=0))) == f"b * Sum_Reduction(e * {GAUSSIAN}, 0)"
 

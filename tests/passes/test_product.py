@@ -43,6 +43,14 @@ def test_long_products() -> None:
     assert dict(product_of(node).powers) == {e: 1, b: 3000}
 
 
+def test_constants_to_large_powers_stay_powers() -> None:
+    """Written out, the number would fill the memory."""
+    node: Node = 3 * e
+    for _ in range(60):
+        node = word("Square")(node)
+    assert dict(product_of(node).powers) == {Const(3): 2**60, e: 2**60}
+
+
 def test_arithmetic() -> None:
     q = Product(Fraction(2), ((p, 2), (e, -1)))
     assert q / q == Product() and (q * q).number == 4 and (-q).number == -2

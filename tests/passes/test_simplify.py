@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from fractions import Fraction
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.formulas import dense, formulas, noisy, pools, reductions, values_for, word
+from tritonkeops.formula.evaluate import fold_constants
 from tritonkeops.formula.ir import Category, Const, IllTyped, Node, Var, postorder
 from tritonkeops.frontend import ast
 from tritonkeops.frontend.parser import parse_formula
@@ -176,6 +178,63 @@ def test_constants_that_are_not_finite_stay(text: str) -> None:
     node = build(parse_formula(text), {"a": a})
     values = {a: torch.full((1, 1, 1), 2.0, dtype=torch.float64)}
     torch.testing.assert_close(dense(simplify(node), values), dense(node, values), equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "text,value",
+    [
+        ("1e300 * 1e300 * 1e-300", 10**300),
+        ("1e300 * 1e300 - 1e300 * 1e300 + 1", 1),
+        ("(1 / 3) ** 2", Fraction(1, 9)),
+        ("Pow(1 / 3, -20)", 3**20),
+        ("Abs(0 - 1 / 3)", Fraction(1, 3)),
+        ("Floor(7 / 2) + Step(1 / 3) + Equal(1 / 3, 2 / 6)", 5),
+        ("IfElse(1e-300 * 1e-300, 1 / 3, 0)", Fraction(1, 3)),
+        ("Mod(7 / 3, 1, 0)", Fraction(1, 3)),
+    ],
+)
+def test_rational_constants_fold_exactly(text: str, value: Fraction | int) -> None:
+    """Beyond the range of doubles too: what leaves it may come back."""
+    assert fold_constants(build(parse_formula(text), {})) is Const(value)
+
+
+@pytest.mark.parametrize(
+    "text,a",
+    [
+        ("1e300 * (1e300 * a)", 1e-300),
+        ("1e-200 * (a * 1e-200)", 1e300),
+        ("Square(1e200 * a)", 1e-200),
+        ("a / 1e-320", 1e-320),
+        ("1e308 * a + 1e308 * a", 0.5),
+        ("1e308 * a + 1.5e308 * a", 0.5),
+        ("1e200 * IfElse(a, 1e200 * a, 0)", 1e-200),
+        ("Norm2(1e200 * a)", 1e-200),
+    ],
+)
+def test_constants_that_overflow_together_stay_apart(text: str, a: float) -> None:
+    """Each of these is finite as it is written."""
+    x = Var(0, 1, Category.I, "x")
+    values = {x: torch.full((1, 1, 1), a, dtype=torch.float64)}
+    node = expand(build(parse_formula(text), {"a": x}))
+    assert bool(dense(node, values).isfinite())
+    torch.testing.assert_close(dense(simplify(node), values), dense(node, values))
+
+
+def test_constants_out_of_range_are_infinite() -> None:
+    """As in float64 arithmetic; where a formula holds them, the front end says so."""
+    x = Var(0, 1, Category.I, "x")
+    values = {x: torch.ones(1, 1, 1, dtype=torch.float64)}
+    for number in (Const(10**400), word("Square")(Const(10**200)), word("Log")(Const(10**200) * Const(10**200))):
+        assert float(dense(simplify(x + number), values)) == math.inf
+    assert float(dense(simplify(x - Const(10**400)), values)) == -math.inf
+
+
+def test_long_constants_stay_operators() -> None:
+    """Squares of squares double in length each time."""
+    node: Node = Const(Fraction("1.000001"))
+    for _ in range(60):
+        node = word("Square")(node)
+    assert dense(simplify(node), {}).isinf()
 
 
 def test_scalars_meet_before_they_touch_a_vector() -> None:

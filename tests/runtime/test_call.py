@@ -223,6 +223,8 @@ def test_unknown_options(gaussian: Genred) -> None:
         ),
         ({"reduction_op": "Min", "dtype_acc": "float64"}, ValueError, "Min does not sum floats, expected 'auto'"),
         ({"reduction_op": "Min", "sum_scheme": "block_sum"}, ValueError, "Min does not sum floats"),
+        ({"use_double_acc": "no"}, TypeError, "use_double_acc: expected a bool, got 'no'"),
+        ({"use_double_acc": 1}, TypeError, "use_double_acc: expected a bool, got 1"),
         ({"opt_arg": 2.0}, TypeError, "opt_arg: expected an integer K, got 2.0"),
         ({"opt_arg": "3"}, TypeError, "opt_arg: expected an integer K, got '3'"),
     ],
@@ -327,6 +329,35 @@ def test_out_is_a_tensor(gaussian: Genred, out: Any) -> None:
         gaussian(*tensors(), out=out)
 
 
+def test_out_that_requires_gradients(gaussian: Genred) -> None:
+    out = torch.empty(5, 2, dtype=F64, requires_grad=True)
+    with pytest.raises(ValueError, match="out: expected a tensor that does not require gradients"):
+        gaussian(*tensors(), out=out)
+    with torch.no_grad():
+        assert gaussian(*tensors(), out=out) is out
+
+
+VIEWS = {
+    "rows": (lambda memory: memory[20:35].reshape(5, 3), 15),
+    "rows apart": (lambda memory: memory[20:50].reshape(5, 6)[:, :3], 27),
+    "transposed": (lambda memory: memory[20:35].reshape(3, 5).T, 15),
+}
+
+
+@pytest.mark.parametrize("how", VIEWS)
+def test_out_in_the_memory_of_an_argument(gaussian: Genred, how: str) -> None:
+    """Right before an argument and right after it is free."""
+    view, span = VIEWS[how]
+    memory = torch.rand(80, dtype=F64)
+    args = [view(memory), *tensors()[1:]]
+    wanted = expected(*args)
+    for start in (11, 20, 20 + span - 1):
+        with pytest.raises(ValueError, match=r"out: expected memory of its own, got some of x = Vi\(3\)'s"):
+            gaussian(*args, out=memory[start : start + 10].reshape(5, 2))
+    for start in (10, 20 + span):
+        torch.testing.assert_close(gaussian(*args, out=memory[start : start + 10].reshape(5, 2)), wanted)
+
+
 # Layouts ------------------------------------------------------------------------------------------------------------
 
 
@@ -376,6 +407,8 @@ BATCHES = [
     ((), (3,), (1,), (3,)),
     ((2, 1), (3,), (2, 3), (1,)),
     ((), (), (), (4,)),
+    ((), (), (), (1, 4)),
+    ((3,), (1,), (), (1, 2, 1)),
     ((2, 1, 2), (1, 3, 1), (), (2,)),
     ((0,), (1,), (), ()),
 ]

@@ -181,10 +181,40 @@ def test_sparse_tensors_are_refused_and_negated_views_are_read_right():
 def test_tensors_without_memory_and_tangents_are_refused():
     genred = Genred("x + y", ["x = Vi(1)", "y = Vj(1)"], axis=1)
     x, y = torch.ones(2, 1), torch.ones(3, 1)
-    with FakeTensorMode(), pytest.raises(TypeError, match="x: expected a tensor with memory"):
+    with FakeTensorMode(), pytest.raises(TypeError, match=r"x = Vi\(1\): expected a tensor with memory"):
         genred(torch.ones(2, 1), torch.ones(3, 1))
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="autograd"):
         genred(forward_ad.make_dual(x, x), y)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_tensors_inside_of_transforms_are_named(known):
+    """Whether their signature is a new one or that of plain tensors seen before."""
+    genred = Genred("x + y", ["x = Vi(1)", "y = Vj(1)"], axis=1)
+    x, y, out = torch.ones(2, 1), torch.ones(3, 1), torch.empty(2, 1)
+    if known:
+        genred(x, y)
+    calls = {
+        r"x = Vi\(1\)": (lambda x: genred(x, y), x),
+        r"y = Vj\(1\)": (lambda y: genred(x, y, out=out), y),
+        "out": (lambda out: genred(x, y, out=out), out),
+    }
+    for name, (call, tensor) in calls.items():
+        with pytest.raises(TypeError, match=f"^{name}: expected a tensor with memory, got one without: .* vmap"):
+            torch.func.vmap(call)(tensor.expand(4, *tensor.shape))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+@pytest.mark.parametrize("place", [0, 1])
+def test_tensors_of_other_layouts_are_named(place):
+    genred = Genred("x + y", ["x = Vi(1)", "y = Vj(1)"], axis=1)
+    for other in (torch.ones(3, 1).to_mkldnn(), torch.nested.nested_tensor([torch.ones(3, 1)] * 2)):
+        args = [torch.ones(3, 1)] * 2
+        args[place] = other
+        with pytest.raises(TypeError, match=f"{['x = Vi', 'y = Vj'][place]}.*: expected a dense tensor, got "):
+            genred(*args)
+        with pytest.raises(TypeError, match="out: expected a dense tensor, got "):
+            genred(torch.ones(3, 1), torch.ones(3, 1), out=other)
 
 
 def test_deep_formulas_of_parameters_are_emitted_in_no_time():

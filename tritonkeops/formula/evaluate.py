@@ -7,6 +7,7 @@ evaluation is the oracle of the tests; run tile by tile it is the `torch` back e
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonkeops.formula.ir import Apply, Const, Node, Reduction, Var, postorder
+from tritonkeops.formula.ir import Apply, Const, Node, Reduction, Var, in_range, postorder, rounded
 from tritonkeops.formula.rewrite import rewrite
 
 Component = Callable[[int], Any]
@@ -44,7 +45,7 @@ class TorchMath:
     maximum, minimum = torch.maximum, torch.minimum
 
     def const(self, value: float | int) -> Tensor:
-        return self.like.new_full((1,) * (self.like.ndim - 1), value)
+        return self.like.new_full((1,) * (self.like.ndim - 1), float(value))
 
     number = const
 
@@ -118,7 +119,8 @@ def _leaf(node: Node, values: Mapping[Var, Tensor], like: Tensor) -> Tensor:
     if isinstance(node, Var):
         return values[node]
     if isinstance(node, Const):
-        return like.new_full((node.dim,) + (1,) * (like.ndim - 1), float(node.value))
+        value = rounded(node.value, "float32" if like.dtype == torch.float32 else "float64")
+        return like.new_full((node.dim,) + (1,) * (like.ndim - 1), value)
     raise TypeError(f"{node!r} is no formula")
 
 
@@ -173,39 +175,68 @@ def _tensors(result: Sequence[Components], state: list[Tensor]) -> list[Tensor]:
 def _named(node: Reduction, state: Sequence[Tensor]) -> SimpleNamespace:
     dims = [arg.dim for arg in node.args]
     names = [field.name for field in node.op.fields(dims, node.k)]
-    return SimpleNamespace(dims=dims, **{n: Components(t) for n, t in zip(names, state, strict=True)})
+    return SimpleNamespace(**{n: Components(t) for n, t in zip(names, state, strict=True)})
+
+
+# Constants ------------------------------------------------------------------------------------------------------------
+
+_MOST_BITS = 1 << 14  # that an exact number may have: squares of squares would fill the memory
+
+
+class _Inexact(Exception):
+    """What is asked for is no rational number, or a very long one."""
+
+
+class _Rationals:
+    """The abstract math namespace `m` over fractions, as far as it is exact."""
+
+    const, abs, floor, eq, ne = Fraction, abs, math.floor, operator.eq, operator.ne
+
+    def where(self, condition: bool, a: Any, b: Any) -> Any:
+        return a if condition else b
+
+    def pow(self, a: Fraction, b: Fraction) -> Fraction:
+        if b.denominator != 1 or abs(b) * _bits(a) > _MOST_BITS:
+            raise _Inexact
+        return a ** int(b)
+
+    def __getattr__(self, name: str) -> Any:
+        raise _Inexact(name)
+
+
+def _bits(value: Fraction) -> int:
+    return value.numerator.bit_length() + value.denominator.bit_length()
 
 
 def fold_constants(root: Node) -> Node:
-    """Replace operators applied to constants alone by their value.
+    """Replace operators applied to constants alone by their value, see `fold_constant`."""
+    return rewrite(root, fold_constant)
 
-    Rational arithmetic is exact; other values are computed in float64, then rounded to the data's precision.
+
+def fold_constant(node: Node) -> Node:
+    """The value of an operator applied to constants; any other node as it is.
+
+    Rational arithmetic is exact, so that what leaves the range of doubles may come back. Other values are computed in
+    float64, where the operands are in range and the result is finite, then rounded to the data's precision.
     """
-    return rewrite(root, _fold_constant)
-
-
-def _fold_constant(node: Node) -> Node:
-    if not (isinstance(node, Apply) and node.op.scalar and all(isinstance(arg, Const) for arg in node.args)):
+    if not (isinstance(node, Apply) and all(isinstance(arg, Const) for arg in node.args)):
+        return node
+    if node.op.expand and not node.args:
+        return node.op.expand(*node.static)
+    if not node.op.scalar:
         return node
     numbers = [arg.value for arg in node.args if isinstance(arg, Const)]
-    exact = _EXACT.get(node.op.name)
     try:
-        value = exact(*numbers) if exact else None
-    except ZeroDivisionError:
+        value = Fraction(node.op.scalar(_Rationals(), *numbers, *node.static))
+    except (_Inexact, ZeroDivisionError):
+        return _folded_in_float64(node, numbers)
+    return Const(value, node.dim) if _bits(value) <= _MOST_BITS else node
+
+
+def _folded_in_float64(node: Apply, numbers: Sequence[Fraction]) -> Node:
+    assert node.op.scalar is not None
+    if not all(map(in_range, numbers)):
         return node
-    if value is None:
-        m = TorchMath(torch.zeros((), dtype=torch.float64))
-        result = float(node.op.scalar(m, *(m.const(float(x)) for x in numbers), *node.static))
-        value = Fraction(result) if math.isfinite(result) else None
-    return node if value is None else Const(value, node.dim)
-
-
-_EXACT: dict[str, Callable[..., Fraction]] = {
-    "Add": lambda a, b: a + b,
-    "Subtract": lambda a, b: a - b,
-    "Minus": lambda a: -a,
-    "Mult": lambda a, b: a * b,
-    "Divide": lambda a, b: a / b,
-    "Inv": lambda a: 1 / a,
-    "Square": lambda a: a * a,
-}
+    m = TorchMath(torch.zeros((), dtype=torch.float64))
+    result = float(node.op.scalar(m, *(m.const(rounded(x)) for x in numbers), *node.static))
+    return Const(result, node.dim) if math.isfinite(result) else node

@@ -6,6 +6,7 @@ Equal nodes are one object, so common subexpressions are shared for free and `is
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -149,6 +150,30 @@ class Var(Node):
         self._set(position=position, dim=dim, category=category, name=name, axes=category.axes)
 
 
+_FORMATS = {"float32": (24, -149, 128), "float64": (53, -1074, 1024)}
+"""Of each dtype: bits of the significand, exponents of the smallest number and of the first beyond the largest."""
+
+
+def rounded(value: Fraction, dtype: str = "float64") -> float:
+    """The number of a dtype nearest to the value, ties to even; infinite beyond its range.
+
+    It is rounded once: by way of a double, what lies next to the middle of two float32 could go to the wrong one.
+    """
+    bits, smallest, limit = _FORMATS[dtype]
+    exponent = value.numerator.bit_length() - value.denominator.bit_length()
+    exponent -= abs(value) < Fraction(2) ** exponent
+    unit = max(exponent + 1 - bits, smallest)
+    units = round(value / Fraction(2) ** unit)
+    if units.bit_length() + unit > limit:
+        return math.inf if value > 0 else -math.inf
+    return math.ldexp(units, unit)
+
+
+def in_range(value: Fraction) -> bool:
+    """Whether the nearest double is finite, and 0 for 0 only."""
+    return not value or 0 < abs(rounded(value)) < math.inf
+
+
 class Const(Node):
     """An exact rational number, the same in each of `dim` components; rounded once, to the data's precision."""
 
@@ -229,7 +254,6 @@ class ReductionOp:
     `finalize(m, acc)` gives the outputs, floats or indices as `outputs` says, with `size(dims)` components (that of
     the last field unless said). `vjp(node, v, e, out)` is the adjoint as another reduction. `float_sum` marks sums of
     floats, which honour dtype_acc and sum_scheme; `linear` says that the result is linear in the formula.
-    Accumulators carry the formulas' dims as `acc.dims`.
 
     Twins, which are no words of the language: `compensated` is the same reduction with compensated sums; `base2` that
     of powers of 2, which gives the same result once the first formula is multiplied by log2(e).

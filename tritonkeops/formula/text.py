@@ -15,7 +15,9 @@ from tritonkeops.formula.ir import (
     ReductionOp,
     Static,
     Var,
+    in_range,
     postorder,
+    rounded,
     words,
 )
 
@@ -65,8 +67,8 @@ def _spell_constant(node: Const) -> tuple[str, int]:
         return (f"SumT({scalar}, {node.dim})" if node.value else f"Zero({node.dim})"), _ATOM
     if node.value.denominator == 1:
         return str(node.value), _ATOM if node.value >= 0 else _SIGN
-    decimal = repr(float(node.value))
-    if Fraction(decimal) == node.value:
+    decimal = repr(rounded(node.value))
+    if in_range(node.value) and Fraction(decimal) == node.value:
         return decimal, _ATOM if node.value >= 0 else _SIGN
     return f"{node.value.numerator} / {node.value.denominator}", 4 if node.value >= 0 else 3
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import tritonkeops.operators  # noqa: F401  (fills the registry of words)
 from tritonkeops.errors import Diagnostic, FormulaError, Span, nearest
+from tritonkeops.formula.evaluate import fold_constant
 from tritonkeops.formula.ir import (
     Apply,
     Category,
@@ -22,7 +23,9 @@ from tritonkeops.formula.ir import (
     ReductionOp,
     Static,
     Var,
+    in_range,
     infix,
+    rebuild,
     words,
 )
 from tritonkeops.frontend import ast
@@ -230,6 +233,7 @@ class _Typer:
     def __init__(self, declared: _Declared, faults: list[Diagnostic]) -> None:
         self.names, self.positions, self.faults = declared.by_name, declared.by_position, faults
         self.declared = declared
+        self.constants: dict[Node, Const] = {}  # values of operators applied to constants
 
     def type(self, tree: ast.Expr) -> Node | None:
         done: dict[int, Node | None] = {}
@@ -290,7 +294,8 @@ class _Typer:
             return None
         try:
             node = op(*operands, *static)  # type: ignore[arg-type]
-            self._check_nesting(op, node, expr)
+            self._check_nesting(op, node)
+            self._check_constants(op, node)
             return node
         except IllTyped as error:
             place = error.operand
@@ -302,16 +307,28 @@ class _Typer:
             if isinstance(arg, ast.Sequence):
                 self._fault(arg.span, f"{op.name}: expected a formula, got a list")
 
-    def _check_nesting(self, op: Operator, node: Node, expr: ast.Call | ast.Operation) -> None:
+    def _check_nesting(self, op: Operator, node: Node) -> None:
         for place, operand in enumerate(node.operands):
             if is_reduced(operand) and not (op in STRUCTURAL and place == 0):
                 raise IllTyped("a reduction stands outermost, or is the first argument of Grad", place)
-        if op.symbol == "/" and isinstance(node.operands[1], Const) and not node.operands[1].value:
-            raise IllTyped("division by the constant 0", 1)
         if op in STRUCTURAL and is_reduced(node.operands[0]):
             if op.expand:
                 raise IllTyped(f"{op.name} takes a formula, not a reduction", 0)
             self._check_axes(node)
+
+    def _check_constants(self, op: Operator, node: Node) -> None:
+        """No divisor is 0, and no constant out of range where it meets what is none: within constants it may be."""
+        operands = [self.constants.get(operand, operand) for operand in node.operands]
+        if all(isinstance(operand, Const) for operand in operands):
+            value = fold_constant(rebuild(node, operands))
+            if isinstance(value, Const):
+                self.constants[node] = value
+                return
+        for place, operand in enumerate(operands):
+            if isinstance(operand, Const) and not in_range(operand.value):
+                raise IllTyped("the constant is outside the range of double precision", place)
+        if op.symbol == "/" and isinstance(operands[1], Const) and not operands[1].value:
+            raise IllTyped("division by the constant 0", 1)
 
     def _check_axes(self, node: Node) -> None:
         """Cotangents and results of a reduction are indexed like the result."""
@@ -369,6 +386,13 @@ def result_axes(node: Node) -> frozenset[str]:
     return node.operands[1].axes or frozenset("i")
 
 
+def _innermost(node: Node) -> Reduction:
+    """The reduction of a node that is one, or a gradient of one."""
+    while not isinstance(node, Reduction):
+        node = node.operands[0]
+    return node
+
+
 def _reduce(
     nodes: list[Node | None], trees: list[ast.Expr], wanted: tuple[str, int, int], faults: list[Diagnostic]
 ) -> Node | None:
@@ -399,12 +423,16 @@ def _own_reduction(
     node: Node, trees: list[ast.Expr], wanted: tuple[str, int, int], faults: list[Diagnostic]
 ) -> Node | None:
     """A formula that holds its reduction: the arguments may leave it alone, but not contradict it."""
-    name, axis, _ = wanted
+    name, axis, k = wanted
+    own = _innermost(node)
     if name != "Sum" or len(trees) > 1:
         said = f"reduction_op={name!r}" if name != "Sum" else "formula2"
         faults.append(Diagnostic(trees[0].span, f"the formula holds its reduction, and {said} is given too"))
     elif axis == 1 and result_axes(node) != frozenset("i"):
         faults.append(Diagnostic(trees[0].span, "the formula reduces over i, and axis=1 is given too"))
+    elif k not in (0, own.k):
+        held = f"K = {own.k}" if own.op.takes_k else f"{own.op.name}, which takes no K"
+        faults.append(Diagnostic(trees[0].span, f"the formula holds {held}, and opt_arg={k} is given too"))
     else:
         return node
     return None

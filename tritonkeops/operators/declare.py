@@ -69,14 +69,15 @@ def elementwise(
     *,
     static: tuple[str, ...] = (),
     symbol: str | None = None,
+    dim: Callable[[Operator, tuple[Node, ...], tuple[Static, ...]], int] = broadcast,
     domain: tuple[float, float] | tuple[tuple[float, float], ...] = (-2.0, 2.0),
     example: tuple[Static, ...] = (),
 ) -> Operator:
     """Declare an element-wise operator.
 
     `scalar(m, x, ..., *static)` is its meaning on one component; `partials(f, ..., *static)` the partial derivative
-    by each operand, as formulas or numbers; `domain` where tests may evaluate it (one range, or one per operand);
-    `example` static parameters for them.
+    by each operand, as formulas or numbers; `dim` its dimension rule, where that checks more than `broadcast`; `domain`
+    where tests may evaluate it (one range, or one per operand); `example` static parameters for them.
     """
     operands = tuple(p for p in _parameters(scalar, 1) if p not in static)
     ranges = domain if isinstance(domain[0], tuple) else (domain,) * len(operands)
@@ -85,7 +86,7 @@ def elementwise(
             name,
             operands,
             static,
-            broadcast,
+            dim,
             doc,
             scalar=scalar,
             vjp=_chain(partials, len(operands)),

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tritonkeops.formula.ir import Operator
-from tritonkeops.operators.declare import elementwise
+from tritonkeops.formula.ir import IllTyped, Node, Operator, Static
+from tritonkeops.operators.declare import broadcast, elementwise
 
 POSITIVE = (0.5, 2.0)
 INSIDE = (-0.9, 0.9)
@@ -141,13 +141,28 @@ ReLU: Operator = elementwise(
 Floor: Operator = elementwise("Floor", lambda m, f: m.floor(f), lambda f: 0, "Greatest integer below.")
 
 
+_MOST_PLACES = 37  # a float32 holds 10 to this power, and to the opposite one
+
+
 def _round(m: Any, f: Any, d: int) -> Any:
     scale = m.const(10.0**d)
     return m.round(f) if d == 0 else m.round(f * scale) / scale
 
 
+def _round_dim(op: Operator, args: tuple[Node, ...], static: tuple[Static, ...]) -> int:
+    if not isinstance(static[0], int) or abs(static[0]) > _MOST_PLACES:
+        raise IllTyped(f"Round(f, d): d = {static[0]}, expected -{_MOST_PLACES} <= d <= {_MOST_PLACES}", 1)
+    return broadcast(op, args)
+
+
 Round: Operator = elementwise(
-    "Round", _round, lambda f, d: 0, "To d decimal places, half away from zero.", static=("d",), example=(1,)
+    "Round",
+    _round,
+    lambda f, d: 0,
+    "To d decimal places, half away from zero.",
+    static=("d",),
+    dim=_round_dim,
+    example=(1,),
 )
 Mod: Operator = elementwise(
     "Mod",

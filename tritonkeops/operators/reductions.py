@@ -26,19 +26,29 @@ def _axis_for(v: Var) -> int:
 # Running sums: what Sum and the sums of exponentials have in common ---------------------------------------------------
 
 
+def _scaled(vector: Any, scale: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
+    """The components of a vector, times a scale if there is one."""
+    return lambda c: vector[c] * scale(c) if scale else vector[c]
+
+
 class _Plain:
     """Running totals as they are: old * scale + terms."""
 
     def fields(self, name: str, size: int) -> tuple[Field, ...]:
         return (Field(name, size, 0.0),)
 
-    def add(self, m: Any, acc: Any, name: str, scale: Any, terms: Any, lost: Any = None) -> list[Any]:
+    def add(self, m: Any, acc: Any, name: str, scale: Any, terms: Any) -> list[Any]:
         total = getattr(acc, name)
-        return [m.vector(total.dim, lambda c: total[c] * scale(c) + terms(c) if scale else total[c] + terms(c))]
+        old = _scaled(total, scale)
+        return [m.vector(total.dim, lambda c: old(c) + terms(c))]
+
+    def join(self, m: Any, a: Any, b: Any, name: str, scale_a: Any = None, scale_b: Any = None) -> list[Any]:
+        """a * scale_a + b * scale_b."""
+        return self.add(m, a, name, scale_a, _scaled(getattr(b, name), scale_b))
 
 
 class _Kahan:
-    """Running totals with what the last addition lost (Kahan 1965); `lost` is what another total lost, when merging.
+    """Running totals with what the last addition lost (Kahan 1965); `lost` is what another total lost, when joining.
 
     Once the total is infinite, what is lost is NaN (inf - inf): it is dropped, so that the total stays infinite.
     """
@@ -47,14 +57,11 @@ class _Kahan:
         return (Field("lost_" + name, size, 0.0), Field(name, size, 0.0))
 
     def add(self, m: Any, acc: Any, name: str, scale: Any, terms: Any, lost: Any = None) -> list[Any]:
-        total, error = getattr(acc, name), getattr(acc, "lost_" + name)
-
-        def old(c: Any) -> Any:
-            return total[c] * scale(c) if scale else total[c]
+        total = getattr(acc, name)
+        old, error = _scaled(total, scale), _scaled(getattr(acc, "lost_" + name), scale)
 
         def addend(c: Any) -> Any:
-            known = error[c] * scale(c) if scale else error[c]
-            known = known + lost(c) if lost else known
+            known = error(c) + lost(c) if lost else error(c)
             return terms(c) - m.where(m.abs(known) < math.inf, known, 0)  # what an infinite total loses is NaN
 
         def error_after(c: Any) -> Any:
@@ -62,6 +69,11 @@ class _Kahan:
             return m.where(m.eq(lost_now, lost_now), lost_now, 0)
 
         return [m.vector(total.dim, error_after), m.vector(total.dim, lambda c: old(c) + addend(c))]
+
+    def join(self, m: Any, a: Any, b: Any, name: str, scale_a: Any = None, scale_b: Any = None) -> list[Any]:
+        """See _Plain."""
+        terms, lost = (_scaled(getattr(b, each), scale_b) for each in (name, "lost_" + name))
+        return self.add(m, a, name, scale_a, terms, lost)
 
 
 _Sums = _Plain | _Kahan
@@ -72,10 +84,6 @@ def _sum_vjp(node: Reduction, v: Var, e: Node, out: Node | None) -> Reduction:
 
 
 def _sum(sums: _Sums) -> dict[str, Any]:
-    def merge(m: Any, a: Any, b: Any) -> list[Any]:
-        lost = getattr(b, "lost_s", None)
-        return sums.add(m, a, "s", None, lambda c: b.s[c], lost and (lambda c: lost[c]))
-
     return {
         "formulas": (1, 1),
         "outputs": ("value",),
@@ -83,7 +91,7 @@ def _sum(sums: _Sums) -> dict[str, Any]:
         "linear": True,
         "fields": lambda dims, k: sums.fields("s", dims[0]),
         "fold": lambda m, acc, f: sums.add(m, acc, "s", None, lambda c: m.sum_j(f[c])),
-        "merge": merge,
+        "merge": lambda m, a, b: sums.join(m, a, b, "s"),
         "finalize": lambda m, acc: [acc.s],
         "vjp": _sum_vjp,
         "doc": "Sum.",
@@ -154,17 +162,10 @@ class _ExpSums:
 
     def merge(self, m: Any, a: Any, b: Any) -> list[Any]:
         top = m.vector(a.m.dim, lambda c: m.max(a.m[c], b.m[c]))
-        rescale = self._rescale(m, b, top)
         result = [top]
         for name in self.weights:
-            total, lost = getattr(b, name), getattr(b, "lost_" + name, None)
-            terms = self._scaled(total, rescale)
-            errors = self._scaled(lost, rescale) if lost else None
-            result += self.sums.add(m, a, name, self._rescale(m, a, top), terms, errors)
+            result += self.sums.join(m, a, b, name, self._rescale(m, a, top), self._rescale(m, b, top))
         return result
-
-    def _scaled(self, vector: Any, scale: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        return lambda c: vector[c] * scale(c)
 
 
 def _log(sums: _ExpSums, m: Any, acc: Any) -> list[Any]:

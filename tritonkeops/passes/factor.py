@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tritonkeops.formula.ir import Const, Node, Reduction
+from tritonkeops.formula.ir import Const, Node, Reduction, in_range
 from tritonkeops.operators.vector import SumT
 from tritonkeops.passes.product import Product, product_of
 from tritonkeops.passes.simplify import simplify, strict
@@ -11,16 +11,17 @@ from tritonkeops.passes.simplify import simplify, strict
 def factor(node: Reduction) -> Reduction:
     """The same reduction with what does not vary with the reduced axis, constants and signs included, in its `factor`.
 
-    Assumes finite values, as `simplify` does: inf * sum_j t_ij is not sum_j inf * t_ij where some t_ij is negative.
+    Assumes finite values, as `simplify` does: inf * sum_j t_ij is not sum_j inf * t_ij where some t_ij is negative. The
+    constant stays in range.
     """
     if not node.op.linear or strict() or isinstance(node.args[0], Const):
         return node
     (term,) = node.args
     outer, inner = product_of(term).split(lambda f: f.axes <= node.axes)
-    if outer == Product():
+    whole = outer * product_of(node.factor) if node.factor else outer
+    if outer == Product() or not in_range(whole.number):
         return node
     stays = _widened(inner.node(), term.dim)
-    whole = outer * product_of(node.factor) if node.factor else outer
     return Reduction(node.op, [stays], node.axis, node.k, whole.node())
 
 

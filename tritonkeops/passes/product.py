@@ -79,7 +79,7 @@ def product_of(node: Node) -> Product:
     number, powers, stack = Fraction(1), dict[Node, int](), [(node, 1)]
     while stack:
         each, power = stack.pop()
-        if isinstance(each, Const) and each.dim == 1 and each.value:
+        if isinstance(each, Const) and each.dim == 1 and each.value and abs(power) <= _LARGEST_POWER:
             number *= each.value**power
         elif isinstance(each, Apply) and (exponents := _exponents(each)):
             number = -number if each.op is Minus and power % 2 else number

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from tritonkeops.formula.evaluate import fold_constants
-from tritonkeops.formula.ir import Apply, Const, IllTyped, Node, Operator, Static, infix, words
+from tritonkeops.formula.evaluate import fold_constant, fold_constants
+from tritonkeops.formula.ir import Apply, Const, IllTyped, Node, Operator, Static, in_range, infix, words
 from tritonkeops.formula.rewrite import rewrite
 from tritonkeops.frontend import ast
 from tritonkeops.frontend.parser import parse_formula
@@ -139,11 +139,14 @@ def _compiled(finite_off: bool) -> dict[Operator, list[tuple[ast.Expr, ast.Expr]
 
 
 def apply_rule(pattern: ast.Expr, result: ast.Expr, node: Node) -> Node | None:
-    """The node rewritten, with the dim it had; None where the pattern does not match."""
+    """The node rewritten, with the dim it had; None where the pattern does not match, or a constant would overflow."""
     binding: Binding = {}
     if not _match(pattern, node, binding):
         return None
     built = build(result, binding)
+    constants = [x.value for x in map(fold_constant, built.operands) if isinstance(x, Const)]
+    if not all(map(in_range, constants)):
+        return None
     return SumT(built, node.dim) if built.dim == 1 < node.dim else built
 
 
@@ -216,7 +219,8 @@ def build(expr: ast.Expr, binding: Binding) -> Node:
 def _normal_product(node: Apply) -> Node:
     """constant * scalars * vectors, each ordered so that factors that vary with the same axes meet.
 
-    Scalars are multiplied before they touch a vector, and what depends on i alone or j alone is one factor.
+    Scalars are multiplied before they touch a vector, and what depends on i alone or j alone is one factor. Where the
+    constants' product is out of range, what is written stays: 1e300 * (1e300 * x) is finite for small x.
     """
     constant, factors = Fraction(1), []
     for factor in _factors(node):
@@ -224,6 +228,8 @@ def _normal_product(node: Apply) -> Node:
             constant *= factor.value
         else:
             factors.append(factor)
+    if not in_range(constant):
+        return node
     factors.sort(key=lambda f: (f.dim > 1, _AXES_ORDER[f.axes]))
     groups = [factors[0]] if factors else []
     for factor in factors[1:]:

@@ -60,8 +60,10 @@ class Accuracy:
 
 
 def accuracy(program: Program, dtype_acc: str, use_double_acc: bool, sum_scheme: str) -> Accuracy:
-    """Check the constructor's accuracy options against the reduction; raises ValueError."""
+    """Check the constructor's accuracy options against the reduction; raises ValueError, TypeError."""
     op = program.reduction.op
+    if not isinstance(use_double_acc, bool):
+        raise TypeError(f"use_double_acc: expected a bool, got {use_double_acc!r}")
     if use_double_acc and dtype_acc != "auto":
         raise ValueError("give dtype_acc or use_double_acc, not both")
     dtype_acc = "float64" if use_double_acc else dtype_acc
@@ -92,13 +94,17 @@ def check_options(backend: str, device_id: int, ranges: object) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked signature: the launch, which arguments have to be copied first, and the outputs' shapes."""
+    """A checked signature: the launch, which arguments have to be copied first, and the outputs' shapes.
+
+    `extents` tells how many bytes each argument spans, as it is given.
+    """
 
     launch: Launch
     reshape: tuple[tuple[int, ...] | None, ...]
     copies: tuple[int, ...]
     outputs: tuple[tuple[tuple[int, ...], torch.dtype], ...]
     public: tuple[int, ...]
+    extents: tuple[int, ...]
 
 
 class Caller:
@@ -125,15 +131,19 @@ class Caller:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
             self._plans[key] = plan
-        outputs = (
-            [torch.empty(shape, dtype=dtype, device=args[0].device) for shape, dtype in plan.outputs]
-            if out is None
-            else self._given(plan, out, args[0].device)
-        )
-        if plan.copies or any(plan.reshape):
-            args = [x if shape is None else x.reshape(shape) for x, shape in zip(args, plan.reshape, strict=True)]
-            args = [x.resolve_neg().contiguous() if n in plan.copies else x for n, x in enumerate(args)]
-        plan.launch(args, outputs, torch.get_num_threads())
+        try:
+            outputs = (
+                [torch.empty(shape, dtype=dtype, device=args[0].device) for shape, dtype in plan.outputs]
+                if out is None
+                else self._given(plan, out, args)
+            )
+            if plan.copies or any(plan.reshape):
+                args = [x if shape is None else x.reshape(shape) for x, shape in zip(args, plan.reshape, strict=True)]
+                args = [x.resolve_neg().contiguous() if n in plan.copies else x for n, x in enumerate(args)]
+            plan.launch(args, outputs, torch.get_num_threads())
+        except RuntimeError:
+            _check_memory(self.program.variables, args)
+            raise
         return [x.view(plan.public) for x in outputs] if out is None else outputs
 
     def on(
@@ -147,17 +157,22 @@ class Caller:
         if out is None:
             return results
         outputs = list(out) if isinstance(out, (tuple, list)) else [out]
+        if [(x.shape, x.dtype) for x in outputs] != [(x.shape, x.dtype) for x in results]:
+            wanted = ", ".join(f"{x.dtype} {tuple(x.shape)}" for x in results)
+            raise ValueError(f"out: expected {wanted}, got {', '.join(f'{x.dtype} {tuple(x.shape)}' for x in outputs)}")
         for output, result in zip(outputs, results, strict=True):
             output.copy_(result)
         return outputs
 
-    def _given(self, plan: Plan, out: Tensor | tuple[Tensor, ...], device: torch.device) -> list[Tensor]:
+    def _given(self, plan: Plan, out: Tensor | tuple[Tensor, ...], args: Sequence[Tensor]) -> list[Tensor]:
+        device = args[0].device
         given = list(out) if isinstance(out, (tuple, list)) else [out]
         if len(given) != len(plan.outputs):
             raise ValueError(f"out: expected {len(plan.outputs)} tensors, got {len(given)}")
         for tensor, (_, dtype) in zip(given, plan.outputs, strict=True):
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"out: expected a tensor, got {type(tensor).__name__}")
+            _check_dense("out", tensor)
             found = (tuple(tensor.shape), tensor.dtype, tensor.device, tensor.is_contiguous())
             if found != (plan.public, dtype, device, True):
                 raise ValueError(
@@ -165,11 +180,24 @@ class Caller:
                     f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
                     f"{'' if tensor.is_contiguous() else ', not contiguous'}"
                 )
+            if tensor.requires_grad and torch.is_grad_enabled():
+                raise ValueError("out: expected a tensor that does not require gradients")
+            self._check_apart(tensor, args, plan.extents)
         return given
+
+    def _check_apart(self, out: Tensor, args: Sequence[Tensor], extents: Sequence[int]) -> None:
+        """A kernel reads its arguments while it writes, so they may not share memory with the result."""
+        start = _address("out", out)
+        stop = start + out.nbytes
+        for var, arg, extent in zip(self.program.variables, args, extents, strict=True):
+            first = arg.data_ptr()
+            if first < stop and start < first + extent:
+                raise ValueError(f"out: expected memory of its own, got some of {describe(var)}'s")
 
     def _plan(self, args: Sequence[Tensor], backend: str) -> Plan:
         variables = self.program.variables
         engine = _check_tensors(variables, args, backend)
+        extents = tuple(map(_extent, args))
         reshape = tuple(_parameter_shape(var, arg, variables, args) for var, arg in zip(variables, args, strict=True))
         args = [x if shape is None else x.reshape(shape) for x, shape in zip(args, reshape, strict=True)]
         layout = lay_out(variables, args, self.program.reduction.axis)
@@ -185,7 +213,7 @@ class Caller:
             launch = self.program.kernel(target).prepare(args, layout)
         kinds = [torch.int64 if kind == "index" else args[0].dtype for kind in self.program.reduction.op.outputs]
         shape = (*layout.batch, layout.rows, dims)
-        return Plan(launch, reshape, copies, tuple((shape, kind) for kind in kinds), public)
+        return Plan(launch, reshape, copies, tuple((shape, kind) for kind in kinds), public, extents)
 
     def _shapes(self, layout: Layout) -> tuple[int, tuple[int, ...]]:
         node = self.program.reduction
@@ -237,8 +265,7 @@ def _check_tensors(variables: Sequence[Var], args: Sequence[Tensor], backend: st
     for var, arg in zip(variables, args, strict=True):
         if not isinstance(arg, Tensor):
             raise TypeError(f"{describe(var)}: expected a tensor, got {type(arg).__name__}")
-        if arg.layout != torch.strided:
-            raise TypeError(f"{describe(var)}: expected a dense tensor, got one with layout {arg.layout}")
+        _check_dense(describe(var), arg)
         if arg.dtype not in (*_FULL, *_HALVES):
             raise TypeError(f"{describe(var)}: expected float32 or float64, got {arg.dtype}")
         if arg.dtype != args[0].dtype:
@@ -257,12 +284,47 @@ def _check_tensors(variables: Sequence[Var], args: Sequence[Tensor], backend: st
         if arg.ndim < least or (arg.shape[-1] if arg.ndim else 1) != var.dim:
             rows = {"Vi": "(..., M, ", "Vj": "(..., N, ", "Pm": "(..., "}[var.category.keyword]
             raise ValueError(f"{describe(var)}: expected shape {rows}{var.dim}), got {tuple(arg.shape)}")
+    _check_memory(variables, args)
     return engine
 
 
+def _check_dense(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "a nested one" if tensor.is_nested else f"one with layout {tensor.layout}"
+        raise TypeError(f"{name}: expected a dense tensor, got {kind}")
+
+
+def _check_memory(variables: Sequence[Var], args: Sequence[Tensor]) -> None:
+    for var, arg in zip(variables, args, strict=True):
+        _address(describe(var), arg)
+
+
+def _address(name: str, tensor: Tensor) -> int:
+    """Where a tensor's memory is; that of an empty one may be nowhere. Raises TypeError."""
+    try:
+        address = tensor.data_ptr()
+    except RuntimeError:
+        address = 0
+    if not address and tensor.numel():
+        raise TypeError(
+            f"{name}: expected a tensor with memory, got one without: "
+            "a fake one, or one inside of vmap or another transform of torch.func"
+        )
+    return address
+
+
+def _extent(arg: Tensor) -> int:
+    """Bytes from a tensor's first element to its last."""
+    steps = sum((size - 1) * stride for size, stride in zip(arg.shape, arg.stride(), strict=True))
+    return (steps + 1) * arg.element_size() if arg.numel() else 0
+
+
 def _parameter_shape(var: Var, arg: Tensor, variables: Sequence[Var], args: Sequence[Tensor]) -> tuple[int, ...] | None:
-    """A parameter's shape without the ones that no batch asks for: 0-D, or (1, 1, dim) beside (M, dim)."""
-    if var.axes or arg.ndim == 1:
+    """A parameter's shape without the ones that no batch asks for: 0-D, or (1, 1, dim) beside (M, dim).
+
+    A parameter that differs among batch entries keeps its batch dimensions.
+    """
+    if var.axes or arg.ndim == 1 or any(size != 1 for size in arg.shape[:-1]):
         return None
     batch = max((x.ndim - 2 for v, x in zip(variables, args, strict=True) if v.axes), default=0)
     shape = tuple(arg.shape) or (1,)

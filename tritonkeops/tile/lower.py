@@ -273,7 +273,7 @@ def lower(
     vectors = _lower_formulas(m, node, {x.position: x for x in inputs})
     dims = [arg.dim for arg in node.args]
     fields = node.op.fields(dims, node.k)
-    acc = {which: _accumulator(m, which, fields, dims) for which in "ab"}
+    acc = {which: _accumulator(m, which, fields) for which in "ab"}
     update, guard = _update(m, node, acc["a"], vectors[: len(node.args)])
     merge, merge_over = _merge(m, node, acc)
     results = node.op.finalize(m, acc["a"])
@@ -356,9 +356,9 @@ def _lower_node(m: TileMath, node: Node, done: dict[Node, Vector], inputs: dict[
     return Vector(node.dim, lambda k: at(m, k, *args, *static))
 
 
-def _accumulator(m: TileMath, which: str, fields: Sequence[Field], dims: list[int]) -> SimpleNamespace:
+def _accumulator(m: TileMath, which: str, fields: Sequence[Field]) -> SimpleNamespace:
     vectors = {each.name: Vector(each.size, lambda k, each=each: m.acc(which, each, k)) for each in fields}  # type: ignore[misc]
-    return SimpleNamespace(dims=dims, **vectors)
+    return SimpleNamespace(**vectors)
 
 
 def _stores(m: TileMath, names: Sequence[str], vectors: Sequence[Vector]) -> tuple[Store, ...]:

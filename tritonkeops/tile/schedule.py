@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from tritonkeops.formula.ir import Reduction, postorder
+from tritonkeops.formula.ir import Reduction, Var, postorder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class GpuSchedule(Schedule):
 
 _UNROLL = 16  # components: more would not fit into registers beside the tile
 _PLACES = 32  # neighbours whose values and rows still fit
-_SPREAD_REGISTERS = 96  # of a thread, for the accumulators of a spread sum
+_REGISTERS = 96  # of a thread, for the accumulators of a spread sum, or for what belongs to rows i
 _THREE_BLOCKS = 168  # registers of a thread when three blocks of four warps share a multiprocessor
 _SUMMED = 64  # numbers that a partial sum adds up, one after the other
 _UNPACKED = 16  # rows i that read each row j too seldom to pay for packing it
@@ -131,18 +131,25 @@ def choose_gpu(
 
     The sizes are those with the fewest instructions per pair for compute capability 9.0 (bench/machine_code.py).
     """
-    looped, guarded = _largest_dim(node) > _UNROLL, node.op.guard is not None
+    looped, guarded, words = _largest_dim(node) > _UNROLL, node.op.guard is not None, itemsize // 4
     fields = node.op.fields([arg.dim for arg in node.args], node.k)
     in_memory = max(field.size for field in fields) > (_PLACES if guarded else _UNROLL)
-    registers = sum(field.size for field in fields) * itemsize // 4
-    pairs = _pairs_per_thread(registers if node.op.linear and not in_memory else 1, itemsize, looped)
-    block_i, block_j, num_warps = _list_tile(node.k, itemsize, rows, looped) if guarded else _tile(pairs, rows)
+    accumulators = 0 if in_memory else words * sum(field.size for field in fields)
+    kept = words * sum(v.dim for v in postorder([node]) if isinstance(v, Var) and v.axes == node.axes)
+    column = accumulators + (0 if looped else kept)
+    spreads = node.op.linear and node.op.compensated is not None and not in_memory
+    pairs = _pairs_per_thread(accumulators if spreads else 0, column, 32 if looped else 64, words)
+    spread = spreads and accumulators * pairs <= _REGISTERS
+    if guarded:
+        block_i, block_j, num_warps = _list_tile(node.k, itemsize, rows, looped)
+    else:
+        block_i, block_j, num_warps = _tile(pairs, _columns(column - accumulators * spread), rows)
     return GpuSchedule(
         form="guarded" if guarded else "looped" if looped else "simt",
         unroll_dims=_UNROLL,
         unroll_places=_PLACES,
         screened=guarded,
-        spread=node.op.linear and node.op.compensated is not None and registers * pairs <= _SPREAD_REGISTERS,
+        spread=spread,
         coarse=any(field.index for field in fields) and len(fields) == sum(field.size for field in fields),
         block_sum=_SUMMED * block_j if scheme == "block_sum" and node.op.float_sum and not in_memory else 0,
         index_bits=64 if long else 32,
@@ -150,16 +157,21 @@ def choose_gpu(
         block_j=block_j,
         num_warps=num_warps,
         packed=not 0 < rows <= _UNPACKED,
-        registers=_THREE_BLOCKS if node.op.float_sum and not node.op.linear and registers == 2 else 0,
+        registers=_THREE_BLOCKS if node.op.float_sum and not node.op.linear and accumulators == 2 else 0,
     )
 
 
-def _tile(pairs: int, rows: int) -> tuple[int, int, int]:
-    """block_i, block_j and warps: up to four columns of a thread share what it loads of j."""
+def _columns(registers: int) -> int:
+    """How many rows i a thread owns, when each takes so many registers: they share what it loads of j."""
+    return next((n for n in (4, 2) if n * registers <= _REGISTERS), 1)
+
+
+def _tile(pairs: int, columns: int, rows: int) -> tuple[int, int, int]:
+    """block_i, block_j and warps."""
     if 0 < rows <= _UNPACKED:
         return rows, 1024 // rows, 4
-    block_i = min(rows or 512, 512)
-    num_warps = max(1, block_i // (4 * _WARP))
+    block_i = min(rows or 512, 4 * columns * _WARP)
+    num_warps = max(1, block_i // (columns * _WARP))
     return block_i, pairs * num_warps * _WARP // block_i, num_warps
 
 
@@ -170,12 +182,15 @@ def _list_tile(k: int, itemsize: int, rows: int, looped: bool) -> tuple[int, int
     return block_i, max(256 // itemsize // columns, 256 // block_i), 1
 
 
-def _pairs_per_thread(registers: int, itemsize: int, looped: bool) -> int:
-    """How many pairs of a tile a thread takes: as many as its registers hold, since loads are shared among them."""
-    most = (32 if looped else 64) * 4 // itemsize
-    while most > 16 and registers * most > _SPREAD_REGISTERS:
-        most //= 2
-    return most
+def _pairs_per_thread(spread: int, column: int, most: int, words: int) -> int:
+    """How many pairs of a tile a thread takes: as many as fit beside its columns, since loads are shared among them.
+
+    `spread` and `column` are the registers of a pair's accumulators, and those of a row i; numbers take `words`.
+    """
+    pairs = min(most, 16 if column > _REGISTERS // 2 else 32 if column > _REGISTERS // 4 else most) // words
+    while pairs > 16 and spread * pairs > _REGISTERS:
+        pairs //= 2
+    return pairs
 
 
 # Tuning ---------------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ class Genred(GenredBase):
                 tensors to a GPU, and the result back.
             device_id: number of that GPU; -1 for the current one. For tensors on a GPU, their own.
             ranges: not there yet.
-            out: contiguous tensor (or a pair for the Min_ArgMin family) that receives the result.
+            out: contiguous tensor (or a pair for the Min_ArgMin family) that receives the result, in memory of its own.
 
         Returns:
             (..., M, dim) for axis=1 and (..., N, dim) for axis=0; (..., M, K) or (..., M, K, dim) for K-reductions;

@@ -42,6 +42,12 @@ def compiler() -> list[str] | None:
     return next((command for command in candidates if shutil.which(command[0])), None)
 
 
+def no_compiler() -> str:
+    """Why `compiler` gives None."""
+    wanted = os.environ.get("CC", "")
+    return f"no C compiler found: $CC is {wanted!r}" if wanted else "no C compiler found ($CC, cc, gcc, clang)"
+
+
 def identity() -> str:
     """What the compiler says of itself, and the CPU it compiles for; "" without a compiler."""
     return _identity(tuple(compiler() or ()))
@@ -85,7 +91,7 @@ def build(source: str, program: TileProgram) -> CKernel:
     """Compile (or find) the kernel and load it. Raises BuildError with the compiler's own words."""
     command = compiler()
     if command is None:
-        raise BuildError("no C compiler found: set $CC, or install gcc or clang")
+        raise BuildError(no_compiler())
     options = [flag for flag in flags() if not flag.startswith("-iquote")]
     key = cache.digest(source, _headers(), identity(), " ".join([*command, *options]))
     with _locks[key]:
@@ -105,8 +111,7 @@ def _compile(command: list[str], source: str, key: str, title: str) -> Path:
         log.debug("%s", shlex.join(call))
         done = subprocess.run(call, capture_output=True, text=True, check=False)
         if done.returncode or not library.exists():
-            kept = cache.directory() / f"{key}-failed.c"
-            kept.write_text(source)
+            kept = cache.keep(f"{key}-failed", source.encode(), ".c", f"failed: {title}")
             raise BuildError(f"the C compiler failed on {kept} ({title}):\n{done.stderr}\n{shlex.join(call)}")
         return cache.keep(key, library.read_bytes(), ".so", title)
 
@@ -145,21 +150,20 @@ class CLaunch:
         program = kernel.program
         self._run, self._layout = kernel._run, layout
         self._entries = math.prod(layout.batch)
-        self._stride = (ctypes.c_int64 * len(args))(*map(_row_stride, program.inputs, args))
+        self._stride = (ctypes.c_int64 * len(args))(*map(_row_stride, args))
         self._offset = np.ascontiguousarray(_offsets(program, args, layout))
         self._kinds = [output.index for output in program.outputs]
-        self._inputs = program.inputs
         assert isinstance(program.schedule, CpuSchedule)
         self._lanes: int = program.schedule.lanes
         self._work = self._entries * layout.rows * layout.cols * (8 + 2 * sum(x.dim for x in program.inputs if x.axis))
         self._addresses = ctypes.c_void_p * len(args)
 
     def __call__(self, args: Sequence[Tensor], outputs: Sequence[Tensor], threads: int) -> None:
-        """See Launch. Raises MemoryError where the workspace of a few MB cannot be had."""
+        """See Launch. Raises RuntimeError for tensors without memory, MemoryError where a few MB cannot be had."""
         threads = max(1, min(threads, self._work // _THREAD_WORK))
         addresses = [arg.data_ptr() for arg in args]
-        if 0 in addresses:
-            self._check_memory(args)
+        if 0 in addresses and any(arg.numel() and not arg.data_ptr() for arg in args):
+            raise RuntimeError("a tensor has no memory to read")
         data = self._addresses(*addresses)
         value = next((out.data_ptr() for out, index in zip(outputs, self._kinds, strict=True) if not index), None)
         index = next((out.data_ptr() for out, index in zip(outputs, self._kinds, strict=True) if index), None)
@@ -170,12 +174,6 @@ class CLaunch:
         if self._entries * self._layout.rows and self._run(ctypes.addressof(call), threads):
             raise MemoryError("no memory for the accumulators of a reduction")
 
-    def _check_memory(self, args: Sequence[Tensor]) -> None:
-        """Fake tensors have shapes and no memory; empty ones may have none."""
-        for source, arg in zip(self._inputs, args, strict=True):
-            if arg.numel() and not arg.data_ptr():
-                raise TypeError(f"{source.name}: expected a tensor with memory, got {type(arg).__name__}")
-
     def _splits(self, threads: int) -> int:
         """Into how many parts to split j, so that few rows still occupy all threads."""
         tiles = self._entries * -(-self._layout.rows // self._lanes)
@@ -184,7 +182,7 @@ class CLaunch:
         return max(1, min(-(-2 * threads // max(tiles, 1)), self._layout.cols // _SPLIT_COLS))
 
 
-def _row_stride(source: object, arg: Tensor) -> int:
+def _row_stride(arg: Tensor) -> int:
     return arg.stride(-2) if arg.ndim >= 2 and arg.shape[-2] > 1 else 0
 
 

@@ -6,12 +6,14 @@ arrays of `width` lanes, which gcc and clang keep in vector registers. The text 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 
 import numpy as np
 
+from tritonkeops.formula.ir import rounded
 from tritonkeops.tile.ir import (
     BOOL,
     COMPONENT_LOOPS,
@@ -48,8 +50,8 @@ _RESERVED = frozenset({
     "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern",
     "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed",
     "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "asm",
-    "typeof", "unix", "linux", "real", "acc_t", "idx_t", "Inputs", "Rows", "Acc", "Call", "LANES", "WIDTH",
-    "UNROLL", "BLOCK_J", "INPUTS", "NULL", "stride",
+    "typeof", "unix", "linux", "real", "stride", "Inputs", "Rows", "Acc", "Call", "Task", "Crew", "Scratch", "at_most",
+    "inside", "work", "share", "run", "fold_part", "tiles_of", "open_tile", "whole_task", "split_task", "merge_task",
 })  # fmt: skip
 _LOCALS = frozenset({
     "in", "r", "begin", "end", "acc", "j", "l", "w", "u", "row", "hit", "wanted", "call", "first", "count", "value",
@@ -758,31 +760,29 @@ def _identifiers(inputs: Sequence[Input]) -> dict[int, str]:
 
 
 def _identifier(name: str) -> str:
-    """The user's name in C: clear of keywords, of the kernel's own words, and of temporaries, which end in a digit."""
-    return name + "_" if name in _RESERVED or name[-1].isdigit() else name
+    """The user's name in C: clear of keywords, of the words of our headers, of what C keeps for itself and its library
+    (_Bool, int64_t, INT_MAX), and of temporaries, which end in a digit."""
+    constant = len(name) > 1 and name.isupper()
+    taken = name in _RESERVED or constant or name.startswith("_") or name.endswith("_t") or name[-1].isdigit()
+    return name + "_" if taken else name
 
 
 def _constant(value: Fraction | float | str, ctype: str) -> str:
     """A literal that the compiler rounds to the type exactly once."""
     if ctype == "idx_t":
         return str(int(value))
-    number = float(value)
-    if not np.isfinite(number):
-        word = "NAN" if np.isnan(number) else "INF"
-        return f"{'-' if number < 0 else ''}{word}_{'F32' if ctype == 'float' else 'F64'}"
-    if ctype == "float":
-        return f"{_shortest(value, np.float32)}f"
-    return _shortest(value, np.float64)
+    dtype = "float32" if ctype == "float" else "float64"
+    number = rounded(value, dtype) if isinstance(value, Fraction) else float(value)
+    if not math.isfinite(number):
+        word = "NAN" if math.isnan(number) else "INF"
+        return f"{'-' if number < 0 else ''}{word}_F{dtype[-2:]}"
+    return _shortest(np.dtype(dtype).type(number)) + "f" * (ctype == "float")
 
 
-def _shortest(value: Fraction | float | str, dtype: type[np.floating]) -> str:
-    """Shortest decimal that reads back as the nearest number of the type (hexadecimal outside its range)."""
-    with np.errstate(over="ignore"):
-        nearest = dtype(float(value))
-    if not np.isfinite(nearest):
-        return float(value).hex()
-    text = np.format_float_scientific(nearest, trim="0", unique=True)
-    plain = np.format_float_positional(nearest, trim="0", unique=True)
+def _shortest(number: np.floating) -> str:
+    """The shortest decimal that reads back as the number."""
+    text = np.format_float_scientific(number, trim="0", unique=True)
+    plain = np.format_float_positional(number, trim="0", unique=True)
     return plain if len(plain) <= len(text) else text
 
 

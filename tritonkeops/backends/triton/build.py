@@ -104,7 +104,7 @@ class TritonKernel:
 
     def compiled(self, role: str, split: bool, device: int) -> Any:
         """The kernel on a device, compiled at the first request and kept: unloading one may end a graph's capture."""
-        key = (role, split, device)
+        key = (role, split and role == "reduce", device)
         kernel = self._compiled.get(key)
         if kernel is None:
             with _lock:

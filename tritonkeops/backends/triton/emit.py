@@ -95,8 +95,8 @@ class _TileScope(Scope):
         return value.op in TILE_REDUCTIONS or super().kept(value)
 
     def operation(self, value: Value) -> str:
-        if value.op == "mul" and self.mode.word != "pack" and _of_one_axis(value):
-            return f"mul_rn({', '.join(map(self.exact, value.args))})"
+        if value.op == "mul" and _of_one_axis(value):
+            return f"mul_rn({', '.join(self.operands(value.args))})"
         if value.op not in TILE_REDUCTIONS:
             return super().operation(value)
         if value.op.startswith("arg"):
@@ -126,9 +126,9 @@ class _TileScope(Scope):
         if best is None:
             word = extremum.removesuffix("_j")
             best = self.spelled(f"tl.{word}({self.masked(x, _NEUTRAL[value.op], False)}, axis=0, keep_dims=True)")
-        wins = f"({self.expr(x, 2)} == {best}) & valid"
+        wins = f"{self.exact(x, 2)} == {best}"
         largest = LARGEST[self.emitter.schedule.index_bits]
-        return f"tl.min(tl.where({wins}, rows, {largest}), axis=0, keep_dims=True)"
+        return f"tl.min(tl.where(({wins}) & valid if MASKED else {wins}, rows, {largest}), axis=0, keep_dims=True)"
 
 
 class _Emitter:
@@ -160,9 +160,7 @@ class _Emitter:
     # What is where ----------------------------------------------------------------------------------------------------
 
     def _component(self, load: Value) -> str:
-        source, k = self.inputs[load.attr[0]], load.attr[1]
-        name = self.input_names[source.position]
-        return name + "_" if source.dim == 1 else f"{name}_{k}"
+        return f"{self.input_names[load.attr[0]]}_{load.attr[1]}"
 
     def _all_params(self) -> list[Param]:
         """Every parameter a function may have, in the order that it has them."""
@@ -240,7 +238,7 @@ class _Emitter:
 
     def _header(self, lines: Sequence[str]) -> list[str]:
         s = self.schedule
-        text = "\n".join(lines)
+        code = Function(list(lines))
         axes = {"i": "rows i", "j": "rows j", "": "a parameter"}
         described = [
             f"{self.input_names[x.position]}: {axes[x.axis]} of {x.dim} component{'s' * (x.dim > 1)}"
@@ -252,9 +250,9 @@ class _Emitter:
             "COLUMNS_J": self.columns["j"].size, "FLOATS": self._size(index=False), "INDICES": self._size(index=True),
             "INF": 'float("inf")',
         }  # fmt: skip
-        imports = [name for name in sorted({*LIBRARY.values(), "mul_rn"}) if f"{name}(" in text]
+        imports = [name for name in sorted({*LIBRARY.values(), "mul_rn"}) if code.uses(name)]
         library = [f"from tritonkeops.backends.triton.math import {', '.join(imports)}"] if imports else []
-        constants = [f"{name} = tl.constexpr({value})" for name, value in sizes.items() if name in text]
+        constants = [f"{name} = tl.constexpr({value})" for name, value in sizes.items() if code.uses(name)]
         return [
             f'"""{title}', "", *described, f"schedule: {s}", '"""', "", "import triton", "import triton.language as tl",
             *([""] if library else []), *library, "", *constants, "", "",
@@ -384,7 +382,8 @@ class _Emitter:
         f.line("block = tl.program_id(0) % blocks")
         f.line("entry = (tl.program_id(0) // blocks).to(tl.int64)")
         entries = ["entry"]
-        for d in range(self.batch_dims - 1, 0, -1):
+        read = any(body.uses(self.input_names[x.position]) for x in self.program.inputs)
+        for d in range(self.batch_dims - 1 if read else 0, 0, -1):
             f.line(f"entry_{d} = {entries[0]} % size_{d}")
             f.line(f"rest_{d} = {entries[0]} // size_{d}")
             entries = [f"rest_{d}", f"entry_{d}", *entries[1:]]
@@ -415,7 +414,8 @@ class _Emitter:
             self._update(f, scope, self.program.update)
             what = "Fold rows j to j + BLOCK_J into the accumulators."
         self._prune(f)
-        self.fold_args = ["j", *self.acc_names.values(), *self._passed(f, ["tile", "held", "held_index", "mine"])]
+        passed = self._passed(f, ["row_i", "tile", "held", "held_index", "mine"])
+        self.fold_args = ["j", *self.acc_names.values(), *passed]
         return _define("fold", [*self.fold_args, "MASKED: tl.constexpr"], f, what)
 
     def _passed(self, f: Function, words: Iterable[str]) -> list[str]:
@@ -539,6 +539,7 @@ class _Emitter:
         worst, sign = ("INF", "<") if store.value.op == "argmin_j" else ("-INF", ">")
         f.line(f"j = tl.maximum({name}, 0)")
         f.line(f"tile = packed_j + {self._far('j')} * COLUMNS_J")
+        f.line("col = tl.arange(0, BLOCK_I)[None, :]")
         f.line(f"best = tl.full([1, BLOCK_I], {worst}, {self.types.of(x)})")
         f.line("for u in range(tl.minimum(N, BLOCK_J)):")
         f.depth += 1
@@ -546,13 +547,13 @@ class _Emitter:
         f.line("row_j = tl.minimum(rows, N - 1)")
         scope = self._scope(f, _Mode("row"), self.row_names)
         scope.require([x])
-        f.line(f"wins = ({scope.expr(x, 2)} {sign} best) & (rows < N)")
-        f.line(f"best = tl.where(wins, {scope.expr(x)}, best)")
+        f.line(f"wins = ({scope.exact(x, 2)} {sign} best) & (rows < N)")
+        f.line(f"best = tl.where(wins, {scope.exact(x)}, best)")
         f.line(f"{name} = tl.where(wins, rows, {name})")
         f.depth -= 1
         f.line(f"return {name}")
         self._prune(f)
-        self.refine_args = [name, *self._passed(f, ["mine"])]
+        self.refine_args = [name, *self._passed(f, ["row_i", "mine"])]
         return _define("refine", self.refine_args, f, "The first row with the best value, in the tile that holds it.")
 
     def _merge_two(self) -> list[str]:
@@ -668,12 +669,11 @@ class _Emitter:
         """Accumulators in memory: a slot of the workspace for each program."""
         self._slot(f, "tl.program_id(1)")
         f.line("col = tl.arange(0, BLOCK_I)[None, :]")
-        f.line("held = parts + slot * FLOATS * BLOCK_I")
-        f.line("held_index = parts_index + slot * INDICES * BLOCK_I")
-        if not self._size(index=True):
-            f.lines.pop()
-        if not self._size(index=False):
-            f.lines.pop()
+        kinds = {self.fields[name].index for name in self.held}
+        if False in kinds:
+            f.line("held = parts + slot * FLOATS * BLOCK_I")
+        if True in kinds:
+            f.line("held_index = parts_index + slot * INDICES * BLOCK_I")
         for each in self.program.fields:
             if each.name in self.held:
                 k = Index("k", each.size)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import builtins
 import keyword
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
 
+from tritonkeops.formula.ir import rounded
 from tritonkeops.tile.ir import BOOL, COMPONENT_LOOPS, INDEX, Index, Position, Store, Value, bounds
 
 _INFIX = {
@@ -45,6 +47,7 @@ class Names:
     def claim(self, stem: str) -> str:
         """The stem made an identifier, with underscores behind it until it is free."""
         name = re.sub(r"\W+", "_", stem).strip("_")
+        name = name if name.isidentifier() else f"v{name}"
         while name in self.taken:
             name += "_"
         self.taken.add(name)
@@ -62,7 +65,7 @@ class Function:
         self.lines.append("    " * self.depth + text)
 
     def uses(self, name: str) -> bool:
-        return any(re.search(rf"\b{name}\b", line.partition("#")[0]) for line in self.lines)
+        return any(re.search(rf"(?<!\.)\b{name}\b", line.partition("#")[0]) for line in self.lines)
 
 
 Leaf = Callable[[Value], str | None]
@@ -138,6 +141,8 @@ class Scope:
     def _fresh(self, value: Value) -> str:
         if value.op == "load":
             return self.names.claim(self.types.component(value))
+        if value.op == "mul" and [arg.op for arg in value.args] == ["const", "load"]:  # c * x
+            return self.names.claim("c" + self.types.component(value.args[1]))
         plain = (
             value.op in _INFIX or value.op in _PREFIX or value.op in ("where", "maximum", "minimum", "piecewise", "acc")
         )
@@ -145,6 +150,7 @@ class Scope:
 
     def numbered(self, stem: str) -> str:
         number = 1
+        stem += "_" if stem[-1].isdigit() else ""
         while f"{stem}{number}" in self.names.taken:
             number += 1
         return self.names.claim(f"{stem}{number}")
@@ -217,26 +223,29 @@ class Scope:
             return f"({value.attr[0]} * 1.0)"
         if op in _INFIX:
             symbol, level = _INFIX[op]
-            return f"{self.expr(args[0], level + (level == 1))} {symbol} {self.expr(args[1], level + 1)}"
+            read = self.exact if level == 1 else self.expr  # Triton 3.6 compares with numbers in float32
+            left = self.tensor(args[0]) if _numbers(args) else read(args[0], level + (level == 1))
+            return f"{left} {symbol} {read(args[1], level + 1)}"
         if op == "neg":
             return self._negated(args[0])
         if op == "not":
             return f"~{self.expr(args[0], 8)}"
         if op == "where":
-            chosen = [self.exact(arg) for arg in args[1:]]
-            return f"tl.where({self.expr(args[0])}, {', '.join(chosen)})"
+            return f"tl.where({self.expr(args[0])}, {', '.join(self._chosen(args[1:]))})"
         if op == "piecewise":
             return self._piecewise(value)
         assert op in LIBRARY or op in _LANGUAGE, op
         function = LIBRARY.get(op, f"tl.{op}")
-        return f"{function}({', '.join(map(self.exact, args))})"
+        return f"{function}({', '.join(self.operands(args))})"
 
     def _is_sum(self, value: Value) -> bool:
         return value.op in ("add", "sub") and value not in self.named and self.leaf(value) is None
 
     def _negated(self, value: Value) -> str:
         """-(a + b) as -(a) - b: a sum of products then takes the minus into its multiply-adds."""
-        if not self._is_sum(value):
+        if _numbers([value]):
+            return f"-{self.tensor(value)}"
+        if not self._is_sum(value) or _numbers(value.args):
             return f"-{self.expr(value, 8)}"
         a, b = value.args
         if value.op == "sub":
@@ -245,16 +254,32 @@ class Scope:
 
     def _piecewise(self, value: Value) -> str:
         k, *stops = value.attr
-        *terms, text = [self.exact(arg) for arg in value.args]
-        for stop, term in zip(reversed(stops[:-1]), reversed(terms), strict=True):
+        text, *terms = reversed(self._chosen(value.args))
+        for stop, term in zip(reversed(stops[:-1]), terms, strict=True):
             text = f"tl.where({k} < {stop}, {term}, {text})"
         return text
 
-    def exact(self, value: Value) -> str:
+    def _chosen(self, args: Sequence[Value]) -> list[str]:
+        """Operands of `tl.where`, which makes a float32 of two numbers."""
+        texts = [self.exact(arg) for arg in args]
+        if _numbers(args) and self.types.of(args[0]) == "tl.float64":
+            texts[0] = self.tensor(args[0])
+        return texts
+
+    def operands(self, args: Sequence[Value]) -> list[str]:
+        """What a function is called with: at least one tensor."""
+        texts = [self.exact(arg) for arg in args]
+        return [self.tensor(args[0]), *texts[1:]] if _numbers(args) else texts
+
+    def exact(self, value: Value, level: int = 0) -> str:
         """An operand of a call, where Triton would take a Python number for a float32."""
         if value.op == "const" and self.types.of(value) == "tl.float64" and not _is_float32(value.attr[0]):
-            return f"tl.full([1, 1], {self.constant(value)}, tl.float64)"
-        return self.expr(value)
+            return self.tensor(value)
+        return self.expr(value, level)
+
+    def tensor(self, number: Value) -> str:
+        """A number with a type: without, Triton would compute with it as Python does, or in float32."""
+        return f"tl.full({self.shape(number)}, {self.expr(number)}, {self.types.of(number)})"
 
     def constant(self, value: Value) -> str:
         """A literal that reads back as the number of the type nearest to the constant."""
@@ -263,20 +288,24 @@ class Scope:
             return str(int(number))
         if not isinstance(number, Fraction):
             return {"inf": "INF", "-inf": "-INF"}.get(number, NAN)
-        if self.types.of(value) == "tl.float64":
-            return repr(float(number))
-        with np.errstate(over="ignore"):
-            nearest = np.float32(float(number))
-        shortest = float(str(nearest))  # of the largest float32, more than a float32 holds
-        return str(nearest) if abs(shortest) <= float(np.finfo(np.float32).max) else repr(float(number))
+        dtype = self.types.of(value).removeprefix("tl.")
+        nearest = rounded(number, dtype)
+        if math.isinf(nearest):
+            return "INF" if nearest > 0 else "-INF"
+        shortest = str(np.float32(nearest)) if dtype == "float32" else repr(nearest)
+        # The shortest digits of the largest float32 are more than a float32 holds.
+        return shortest if abs(float(shortest)) <= _LARGEST_F32 or dtype == "float64" else repr(nearest)
+
+
+def _numbers(values: Iterable[Value]) -> bool:
+    return all(value.op in ("const", "number") for value in values)
+
+
+_LARGEST_F32 = float(np.finfo(np.float32).max)
 
 
 def _is_float32(number: Fraction | str) -> bool:
-    if isinstance(number, str):
-        return True
-    with np.errstate(over="ignore"):
-        nearest = float(np.float32(float(number)))
-    return np.isfinite(nearest) and Fraction(nearest) == number
+    return isinstance(number, str) or rounded(number, "float32") == number
 
 
 @dataclass(frozen=True)
