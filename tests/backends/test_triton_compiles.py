@@ -69,18 +69,19 @@ def reduced(op, dim=3, k=4):
     return Program(formula, aliases, op.name, 1, k if op.takes_k else 0, weight)
 
 
-@every_device
 @pytest.mark.parametrize("dim", [1, 20])
 @pytest.mark.parametrize("op", REDUCTIONS.values(), ids=REDUCTIONS)
-def test_reductions(op, dim, device):
+def test_reductions(op, dim):
+    """All kernels of a call whose j is split, with batches."""
     scheme = "block_sum" if op.float_sum else "direct_sum"
-    compiled(reduced(op, dim), device, sum_scheme=scheme, split=True, batch_dims=2)
+    compiled(reduced(op, dim), "cuda:90", sum_scheme=scheme, split=True, batch_dims=2)
 
 
+@every_device
 @pytest.mark.parametrize("op", REDUCTIONS.values(), ids=REDUCTIONS)
-def test_reductions_of_vectors(op):
+def test_reductions_of_vectors(op, device):
     scheme = "block_sum" if op.float_sum else "direct_sum"
-    compiled(reduced(op, 3), "cuda:90", roles=["reduce"], sum_scheme=scheme)
+    compiled(reduced(op, 3), device, roles=["reduce"], sum_scheme=scheme)
 
 
 VARIANTS = {

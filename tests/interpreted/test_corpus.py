@@ -25,6 +25,7 @@ from tritonkeops import compiler
 from tritonkeops.tile.schedule import choose_gpu
 from tritonkeops.torch import Genred
 
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter is NumPy, which warns of NaN
 INF, NAN = math.inf, math.nan
 UNROLLED = {"unroll_dims": 10**6}
 every_half = pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=("float16", "bfloat16"))
