@@ -22,8 +22,8 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/digits.py
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) tests/interpreted
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/interpreted
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
