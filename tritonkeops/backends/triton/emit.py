@@ -33,7 +33,7 @@ from tritonkeops.tile.ir import FLOAT, TILE_REDUCTIONS, Index, Store, TileProgra
 from tritonkeops.tile.schedule import GpuSchedule
 
 _WORDS = (
-    "i", "j", "u", "M", "N", "lane", "col", "tile", "valid", "rows", "row_i", "row_j", "begin", "end", "full", "first",
+    "i", "j", "u", "M", "N", "lane", "col", "tile", "valid", "row", "rows", "row_i", "row_j", "begin", "end", "full", "first",
     "block", "blocks", "entry", "slot", "mine", "held", "held_index", "other", "other_index", "split", "splits", "part",
     "packed_i", "packed_j", "packed_i_batch", "packed_j_batch", "parts", "parts_index", "value", "index", "count",
     "MASKED", "SPLIT", "BLOCK_I", "BLOCK_J", "BLOCK_SUM", "COLUMNS_I", "COLUMNS_J", "FLOATS", "INDICES", "INF",
@@ -333,7 +333,8 @@ class _Emitter:
         cast = ".to(tl.float32)" if self.half else ""
         if not source.axis:
             return f"tl.load({added(name, component)}){cast}"
-        text = f"tl.load({added(f'{name} + row_{source.axis} * {name}_row', component)}){cast}"
+        row = "row" if (source.axis, mode.word) == ("j", "row") else f"row_{source.axis}"
+        text = f"tl.load({added(f'{name} + {row} * {name}_row', component)}){cast}"
         return f"{text}[:, None]" if source.axis == "j" and mode.word == "tile" else text
 
     # Packing ----------------------------------------------------------------------------------------------------------
@@ -438,7 +439,7 @@ class _Emitter:
 
     def _prune(self, f: Function) -> None:
         """Drop variables that nothing reads."""
-        for name in ("row_i", "row_j", "rows", "valid", "tile", "lane", "col"):
+        for name in ("row", "row_i", "row_j", "rows", "valid", "tile", "lane", "col"):
             others = [line for line in f.lines if not line.strip().startswith(f"{name} = ")]
             if not Function(others).uses(name):
                 f.lines = others
@@ -494,7 +495,7 @@ class _Emitter:
         row = self._scope(f, _Mode("row"), {**self.row_names, **{v: n for v, n in known.items() if v.hoisted}})
         row.names = scope.names
         f.line("rows = j + u")
-        f.line("row_j = rows")
+        f.line("row = rows")
         row.require([program.guard], later=[s.value for s in program.update])
         f.line(f"if tl.max({row.expr(program.guard, 9)}.to(tl.int32)) > 0:")
         f.depth += 1
@@ -544,7 +545,7 @@ class _Emitter:
         f.line("for u in range(tl.minimum(N, BLOCK_J)):")
         f.depth += 1
         f.line("rows = j + u")
-        f.line("row_j = tl.minimum(rows, N - 1)")
+        f.line("row = tl.minimum(rows, N - 1)")
         scope = self._scope(f, _Mode("row"), self.row_names)
         scope.require([x])
         f.line(f"wins = ({scope.exact(x, 2)} {sign} best) & (rows < N)")
