@@ -34,8 +34,8 @@ from tritonkeops.tile.schedule import GpuSchedule
 
 _WORDS = (
     "i", "j", "u", "M", "N", "lane", "col", "tile", "valid", "row", "rows", "row_i", "row_j", "begin", "end", "full",
-    "first", "block", "blocks", "entry", "slot", "mine", "held", "held_index", "other", "other_index", "split", "splits",
-    "part",
+    "first", "block", "blocks", "entry", "slot", "mine", "held", "held_index", "other", "other_index", "split",
+    "splits", "part",
     "packed_i", "packed_j", "packed_i_batch", "packed_j_batch", "parts", "parts_index", "value", "index", "count",
     "MASKED", "SPLIT", "BLOCK_I", "BLOCK_J", "BLOCK_SUM", "COLUMNS_I", "COLUMNS_J", "FLOATS", "INDICES", "INF",
     "best", "wins", "fold", "merge_two", "finish", "refine",
