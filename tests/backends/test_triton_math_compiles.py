@@ -13,7 +13,7 @@ targets = pytest.importorskip("triton.backends.compiler")
 
 pytestmark = pytest.mark.skipif(bool(os.environ.get("TRITON_INTERPRET")), reason="TRITON_INTERPRET is set")
 
-BINARY = ["pow", "atan2"]
+BINARY = ["pow", "atan2", "mul_rn"]
 UNARY = [name for name in tkm.__all__ if name not in BINARY]
 
 
