@@ -69,15 +69,26 @@ class Target:
 class Program:
     """A formula through the front end and the formula passes; kernels are made of it per target.
 
-    `typed` holds what was written, `reduction` what is computed. Raises FormulaError.
+    `typed` holds what was written, `derived` the same without gradients, `reduction` what is computed. Raises
+    FormulaError.
     """
 
     def __init__(
         self, formula: str, aliases: Sequence[str], reduction_op: str, axis: int, k: int, formula2: str | None
     ) -> None:
-        self.typed: Typed = infer(formula, aliases, reduction_op, axis, k, formula2)
-        self.variables: tuple[Var, ...] = self.typed.variables
-        self.reduction: Reduction = _passes(self.typed)
+        self._settle(infer(formula, aliases, reduction_op, axis, k, formula2))
+
+    @classmethod
+    def of(cls, typed: Typed) -> Program:
+        """The program of a reduction that is typed already. Raises FormulaError."""
+        program = cls.__new__(cls)
+        program._settle(typed)
+        return program
+
+    def _settle(self, typed: Typed) -> None:
+        self.typed, self.variables = typed, typed.variables
+        self.derived: Reduction = _derived(typed)
+        self.reduction: Reduction = _passes(self.derived)
         self._kernels: dict[tuple[Target, Schedule | None], Kernel] = {}
         self._lock = threading.Lock()
         _publish("ast", "\n".join(map(ast.show, self.typed.trees)))
@@ -146,21 +157,28 @@ class Program:
         return TorchKernel(self.reduction, self.variables, getattr(torch, target.dtype_acc))
 
     def __getstate__(self) -> dict[str, object]:
-        return {"typed": self.typed, "variables": self.variables, "reduction": self.reduction}
+        names = ("typed", "variables", "derived", "reduction")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state, _kernels={}, _lock=threading.Lock())
 
 
-def _passes(typed: Typed) -> Reduction:
-    """Differentiate, expand, simplify, factor: what is left is a reduction of primitive operators."""
+def _derived(typed: Typed) -> Reduction:
+    """What was written, with gradients replaced by what they stand for."""
     try:
-        node: Node = differentiate(typed.root)
+        node = differentiate(typed.root)
     except IllTyped as error:
-        raise FormulaError([Diagnostic(typed.trees[0].span, str(error))]) from None
-    node = simplify(expand(simplify(node)))
+        raise FormulaError([Diagnostic(typed.trees[0].span if typed.trees else None, str(error))]) from None
     assert isinstance(node, Reduction)
-    return factor(node)
+    return node
+
+
+def _passes(node: Reduction) -> Reduction:
+    """Simplify, expand, factor: what is left is a reduction of primitive operators."""
+    simple = simplify(expand(simplify(node)))
+    assert isinstance(simple, Reduction)
+    return factor(simple)
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tritonkeops.formula.ir import Apply, Const, IllTyped, Node, Reduction, Var, as_node, postorder
+from tritonkeops.formula.ir import Apply, Category, Const, IllTyped, Node, Reduction, Var, as_node, postorder
 from tritonkeops.formula.rewrite import rewrite
 from tritonkeops.operators.reductions import Sum
 from tritonkeops.operators.vector import is_gradient
@@ -46,6 +46,17 @@ def gradient(root: Node, v: Var, e: Node) -> Node:
         if isinstance(node, Apply) and node in cotangents and node in depends:
             _propagate(node, cotangents, depends)
     return cotangents.get(v, Const(0, v.dim)) if v in depends else Const(0, v.dim)
+
+
+def tangent(root: Node, v: Var, u: Node) -> Node:
+    """The derivative of root by v applied to u: a formula of root's dim.
+
+    The adjoint is linear in its cotangent, so its own adjoint is the derivative; the cotangent drops out.
+    """
+    cotangent = Var(-1, root.dim, Category.P, "cotangent'")  # no name of the language has a quote
+    result = gradient(gradient(root, v, cotangent), cotangent, u)
+    assert cotangent not in postorder([result]), f"the adjoint of {root!r} is not linear"
+    return result
 
 
 def _propagate(node: Apply, cotangents: dict[Node, Node], depends: set[Node]) -> None:
