@@ -20,6 +20,10 @@ help:
 demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/sum_reduction.py
 	$(BIN)/python examples/digits.py
+	$(BIN)/python examples/gaussian_mixture.py
+	$(BIN)/python examples/sinkhorn.py
+	$(BIN)/python examples/block_sparse.py
+	$(BIN)/python examples/compiled_model.py
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

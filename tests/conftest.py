@@ -23,7 +23,17 @@ def program_of(formula, aliases, reduction_op="Sum", axis=1, k=0, formula2=None)
 
 
 def run_program(
-    program, args, backend="c", *, threads=1, dtype_acc=None, sum_scheme="block_sum", few_rows=0, out=None, **changes
+    program,
+    args,
+    backend="c",
+    *,
+    threads=1,
+    dtype_acc=None,
+    sum_scheme="block_sum",
+    few_rows=0,
+    out=None,
+    pattern=None,
+    **changes,
 ):
     """The outputs of a reduction, each (*batch, rows, components), from one back end.
 
@@ -34,6 +44,8 @@ def run_program(
     layout = lay_out(program.variables, args, program.reduction.axis)
     dtype = str(args[0].dtype).removeprefix("torch.")
     target = Target(dtype, dtype_acc or ("float64" if dtype == "float64" else "float32"), sum_scheme, few_rows)
+    pairs = pattern and pattern.pairs(program.reduction.axis, layout.rows, layout.cols, args[0].device)
+    target = replace(target, pattern=pairs.pattern if pairs else "")
     if backend == "triton":
         sizes, _ = collapse(layout, args, [2 if var.axes else 1 for var in program.variables])
         target = replace(target, backend="triton", batch_dims=len(sizes))
@@ -43,7 +55,7 @@ def run_program(
     shape = (*layout.batch, layout.rows, program.reduction.dim)
     # What a kernel forgets to write shows.
     outputs = out or [torch.full(shape, -99, dtype=kind, device=args[0].device) for kind in kinds]
-    kernel.prepare(args, layout)(args, outputs, threads)
+    kernel.prepare(args, layout)(args, outputs, threads, pairs)
     return outputs
 
 

@@ -32,3 +32,37 @@ def test_digits(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "same answer as scikit-learn for 100.00%" in out
     assert "G pairs/s" in out
+
+
+def test_gaussian_mixture(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    sizes = ["--M", "300", "--K", "9", "--steps", "15"]
+    assert run_example("gaussian_mixture", sizes, tmp_path) == ["gaussian_mixture.png"]
+    out = capsys.readouterr().out
+    assert "gradients, relative to the largest entry, by" in out
+    assert "of 9 Gaussians have a weight above 1 %" in out
+
+
+def test_sinkhorn(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert run_example("sinkhorn", ["--M", "90", "--N", "110", "--steps", "4"], tmp_path) == ["sinkhorn.png"]
+    out = capsys.readouterr().out
+    assert "S = " in out and "by torch in float64" in out
+    assert "at t = 0.5" in out
+
+
+def test_block_sparse(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert run_example("block_sparse", ["--N", "1500"], tmp_path) == ["block_sparse.png"]
+    out = capsys.readouterr().out
+    assert "full sum   100.0 % of the pairs" in out and "6 sigma" in out
+
+
+def test_compiled_model(tmp_path, capsys):
+    """Without Inductor, whose compiler takes half a minute."""
+    pytest.importorskip("matplotlib")
+    sizes = ["--K", "20", "--steps", "12", "--backend", "aot_eager"]
+    assert run_example("compiled_model", sizes, tmp_path) == ["compiled_model.png"]
+    out = capsys.readouterr().out
+    assert "graphs: 1, graph breaks: 0" in out
+    assert "losses differ by at most" in out

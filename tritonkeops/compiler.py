@@ -24,7 +24,7 @@ from tritonkeops.backends.kernel import Kernel
 from tritonkeops.backends.reference import TorchKernel
 from tritonkeops.backends.triton.emit import emit as emit_triton
 from tritonkeops.errors import Diagnostic, FormulaError
-from tritonkeops.formula.ir import IllTyped, Node, Reduction, Var
+from tritonkeops.formula.ir import IllTyped, Reduction
 from tritonkeops.formula.text import show, spell
 from tritonkeops.frontend import ast
 from tritonkeops.frontend.infer import Typed, infer
@@ -49,7 +49,8 @@ class Target:
     class of sizes.
 
     `few_rows` > 0: at most so many rows i; `long`: indices that 31 bits do not hold; `batch_dims`: batch dimensions
-    left when neighbours are joined (Triton only).
+    left when neighbours are joined (Triton only); `pattern`: which pairs count, "ranges", "band" or "lists" of them, or
+    "" for all.
     """
 
     dtype: str = "float32"
@@ -59,6 +60,7 @@ class Target:
     long: bool = False
     backend: str = "c"
     batch_dims: int = 0
+    pattern: str = ""
 
     @property
     def arithmetic(self) -> str:
@@ -103,8 +105,10 @@ class Program:
             node = Reduction(node.op.compensated, node.args, node.axis, node.k, node.factor)
         choose = choose_gpu if target.backend == "triton" else choose_cpu
         itemsize = 8 if target.arithmetic == "float64" else 4
-        chosen = schedule or choose(node, itemsize, target.sum_scheme, target.few_rows, target.long)
-        return lower(node, chosen, self.variables, title=spell(self.typed.root))
+        chosen = schedule or choose(
+            node, itemsize, target.sum_scheme, target.few_rows, target.long, pattern=target.pattern
+        )
+        return lower(node, chosen, self.variables, spell(self.typed.root), target.pattern)
 
     def source(self, target: Target, schedule: Schedule | None = None) -> str:
         """The C or Triton text for a target."""

@@ -16,6 +16,7 @@ from tritonkeops.backends.triton.offline import compile_offline  # noqa: E402  i
 from tritonkeops.compiler import Program, Target  # noqa: E402
 from tritonkeops.formula.ir import Category  # noqa: E402
 from tritonkeops.formula.text import spell  # noqa: E402
+from tritonkeops.tile.ir import PATTERNS  # noqa: E402
 from tritonkeops.torch import Genred  # noqa: E402
 
 DEVICES = ("cuda:90", "hip:gfx942")
@@ -110,6 +111,27 @@ def test_variants(name, variant):
         pytest.skip("no compensated twin")
     scheme = "block_sum" if op.float_sum else "direct_sum"
     compiled(reduced(op, 1), "cuda:90", small=False, **{"sum_scheme": scheme, **VARIANTS[variant]})
+
+
+@every_device
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("name", ["Sum", "LogSumExp", "Min_ArgMin", "KMin_ArgKMin"])
+def test_patterns(name, pattern, device):
+    op = REDUCTIONS[name]
+    scheme = "block_sum" if op.float_sum else "direct_sum"
+    compiled(reduced(op, 3), device, sum_scheme=scheme, batch_dims=1, pattern=pattern)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(
+    "variant", [{"dtype": "float64"}, {"dtype": "bfloat16"}, {"long": True}, {"few_rows": 1}, {}], ids=str
+)
+def test_variants_of_patterns(variant, pattern):
+    """On the schedules that such calls have, of short vectors and of long ones."""
+    for name, dim in (("Sum", 1), ("ArgMin", 1), ("LogSumExp", 20)):
+        op = REDUCTIONS[name]
+        scheme = "block_sum" if op.float_sum else "direct_sum"
+        compiled(reduced(op, dim), "cuda:90", small=False, sum_scheme=scheme, pattern=pattern, **variant)
 
 
 @pytest.mark.parametrize("k", [32, 33, 128])

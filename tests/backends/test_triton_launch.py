@@ -378,14 +378,14 @@ class Elsewhere(torch.Tensor):
 
 @pytest.mark.parametrize("backend", ["CPU", "auto"])
 def test_devices_that_do_not_fit(backend):
-    function = Genred("SqDist(x, y)", POINTS, axis=1)
+    function = Genred("SqDist(x, y)", POINTS, axis=1)._call  # below PyTorch's dispatcher, which knows no subclass
     x, y = torch.zeros(4, 3), torch.zeros(5, 3)
     far = [each.as_subclass(Elsewhere) for each in (x, y)]
     if backend == "CPU":
         with pytest.raises(ValueError, match=r"x = Vi\(3\) is on cuda:0: expected a CPU tensor for backend='CPU'"):
-            function(*far, backend="CPU")
+            function(far, backend="CPU")
     with pytest.raises(ValueError, match=r"y = Vj\(3\) is on cuda:0 and x = Vi\(3\) on cpu: expected one device"):
-        function(x, far[1], backend=backend)
+        function([x, far[1]], backend=backend)
 
 
 def test_a_device_that_no_back_end_serves():

@@ -13,6 +13,7 @@ from tests.formulas import REGENERATE, dense, reduction, values_for, word
 from tritonkeops.compiler import Program
 from tritonkeops.errors import FormulaError
 from tritonkeops.formula.ir import Apply, Category, Const, Node, Operator, Reduction, ReductionOp, Var, words
+from tritonkeops.formula.text import read, show, spell
 from tritonkeops.frontend.infer import infer
 
 ERRORS = Path(__file__).parent / "errors"
@@ -309,3 +310,33 @@ def test_gradients_of_formulas(text: str, category: str) -> None:
 
 def test_a_chain_of_any_length_that_the_parser_takes() -> None:
     assert typed("+".join(["x"] * 200)).dim == 3
+
+
+# Optional arguments, lists and tuples ---------------------------------------------------------------------------------
+
+
+def test_last_arguments_may_be_left_out() -> None:
+    trace, entries, product = (word(name) for name in ("TraceOperator", "SumLinOperator", "TensorDot"))
+    assert typed("TraceOperator(2*x, x)") is trace(2 * x, x, Const(1))
+    assert typed("SumLinOperator(x, x, b)") is entries(x, x, b, Const(1))
+    assert typed("TensorDot(x, y, [3], (3,), [], [])") is product(x, y, (3,), (3,), (), (), ())
+    assert typed("TensorDot(x, y, [3], (3,), [], [], [1, 0])") is product(x, y, (3,), (3,), (), (), (1, 0))
+
+
+def test_tuples_of_variables_make_sums() -> None:
+    diff = word("Diff")
+    assert typed("Diff(x*b, (x, b), (y, p))") is diff(x * b, x, y) + diff(x * b, b, p)
+    assert typed("Diff(x, (x,), [y])") is typed("Diff(x, x, y)")
+    assert diff(x * b, (x, b), (y, p)) is typed("Diff(x*b, (x, b), (y, p))")
+
+
+def test_faults_within_tuples_are_reported_once() -> None:
+    with pytest.raises(FormulaError) as caught:
+        infer("Diff(x, (x, q), (x, Exp(r)))", ALIASES)
+    assert len(caught.value.diagnostics) == 2
+
+
+def test_lists_are_spelt_and_read_back() -> None:
+    node = typed("TensorDot(x, y, [3], (3,), [], [], [1, 0])")
+    assert typed(spell(node)) is node
+    assert read(show(node)) is node

@@ -11,6 +11,7 @@ import torch
 
 import tritonkeops.numpy as api
 from tritonkeops.numpy import Genred
+from tritonkeops.runtime.reducer import Where
 
 ALIASES = ["x = Vi(3)", "y = Vj(3)", "b = Vj(2)", "p = Pm(1)"]
 
@@ -49,14 +50,14 @@ def test_indices_and_pairs() -> None:
 def seen(gaussian: Genred, monkeypatch: pytest.MonkeyPatch, args: list[np.ndarray]) -> list[torch.Tensor]:
     """The tensors that reach the kernel's launch."""
     caught: list[torch.Tensor] = []
-    inner = gaussian._call
+    reducer = gaussian._reducer(Where())
+    inner = reducer.launch
 
-    def spy(tensors: Any, out: Any = None) -> Any:
+    def spy(tensors: Any, pattern: Any = (), out: Any = None) -> Any:
         caught.extend(tensors)
-        return inner(tensors, out)
+        return inner(tensors, pattern, out)
 
-    spy.program = inner.program  # type: ignore[attr-defined]
-    monkeypatch.setattr(gaussian, "_call", spy)
+    monkeypatch.setattr(reducer, "launch", spy)
     gaussian(*args)
     return caught
 
@@ -179,7 +180,7 @@ def test_out_that_cannot_be_written(gaussian: Genred, spoil: Any, message: str) 
 def test_options_are_checked(gaussian: Genred) -> None:
     with pytest.raises(ValueError, match="backend='cuda'"):
         gaussian(*arrays(), backend="cuda")
-    with pytest.raises(NotImplementedError, match="ranges"):
+    with pytest.raises(TypeError, match="ranges: expected integer arrays, got float64"):
         gaussian(*arrays(), ranges=(np.ones(1),) * 6)
     assert np.array_equal(gaussian(*arrays(), backend="CPU"), gaussian(*arrays()))  # type: ignore[arg-type]
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from fractions import Fraction
 
 import pytest
 import torch
@@ -39,6 +40,8 @@ EXPECTED = {
     "GreaterThan": truth(torch.gt), "GreaterOrEqual": truth(torch.ge), "Equal": truth(torch.eq),
     "NotEqual": truth(torch.ne), "And": truth(torch.logical_and), "Or": truth(torch.logical_or),
     "Not": truth(torch.logical_not),
+    "Shift": lambda x: torch.where(x == -INF, 0, x),
+    "SoftMin": lambda f, g, h, c: -c * torch.logsumexp(-torch.stack(torch.broadcast_tensors(f, g, h)) / c, 0),
 }  # fmt: skip
 
 
@@ -193,6 +196,42 @@ def concatenated(formulas):
     for each in formulas[1:]:
         text = f"Concat({text}, {each})"
     return text
+
+
+def sinc_series(x, order):
+    """Derivatives of sin(x) / x in exact arithmetic: its series, summed far beyond double precision."""
+    total = Fraction(0)
+    for n in range(40):
+        if 2 * n >= order:
+            factors = math.prod(range(2 * n - order + 1, 2 * n + 1))
+            total += (-1) ** n * factors * Fraction(x) ** (2 * n - order) / math.factorial(2 * n + 1)
+    return float(total)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_sinc_and_its_derivatives_near_zero(dtype, program, run):
+    """Cos(x) / x - Sin(x) / x^2 keeps no digit near 0; on both sides of 1, where the series ends, and at 0 itself."""
+    points = [0.0, 1e-30, 1e-8, 1e-5, 1e-3, 0.01, 0.1, 0.5, 0.99, 0.999999, 1.0, 1.000001, 1.5, 2.0, 5.0]
+    x = torch.tensor(points + [-p for p in points], dtype=dtype)[:, None]
+    slope = "Grad(SinXDivX(x), x, 1)"
+    (found,) = run(program(concatenated(["SinXDivX(x)", slope, f"Grad({slope}, x, 1)"]), ["x = Vi(1)"]), [x])
+    expected = torch.tensor([[sinc_series(v, order) for order in range(3)] for v in x[:, 0].tolist()], dtype=dtype)
+    rtol = 40 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=torch.finfo(dtype).eps)
+    small = x.abs()[:, 0] < 0.5
+    torch.testing.assert_close(found[small, 1], expected[small, 1], rtol=8 * torch.finfo(dtype).eps, atol=0)
+
+
+def test_soft_minimum_of_extremes(program, run):
+    """No overflow far apart or near together; infinite operands have no share, and a NaN is not lost."""
+    rows = [(1e4, -1e4, 0), (INF, 1, 2), (1, INF, INF), (-1e30, 1e30, 0), (5, 5, 5), (NAN, 1, 2), (1, 2, NAN)]
+    x = torch.tensor(rows, dtype=torch.float64)
+    aliases = ["x = Vi(3)"]
+    formula = "SoftMin(Elem(x, 0), Elem(x, 1), Elem(x, 2), 0.5)"
+    (found,) = run(program(formula, aliases), [x])
+    close(found[:, 0], -0.5 * torch.logsumexp(-x / 0.5, 1), formula)
+    (shares,) = run(program(f"Grad({formula}, x, 1)", aliases), [x[:5]])
+    close(shares, torch.softmax(-x[:5] / 0.5, 1), "shares")
 
 
 @pytest.mark.parametrize("period", [2.0, 0.75])

@@ -80,6 +80,9 @@ ORACLES = {
     "LogSumExpWeight": lambda f, g, k: logsumexp(f, g),
     "SumSoftMaxWeight": lambda f, g, k: softmax(f, g),
     "SoftMax": lambda f, g, k: softmax(f, g),
+    "SumSoftMaxWeight_LogSumExp": lambda f, g, k: [
+        np.concatenate([*softmax(f, g), *logsumexp(f, np.ones_like(f))], axis=-1)
+    ],
     "Min": lambda f, g, k: least(f)[:1],
     "ArgMin": lambda f, g, k: least(f)[1:],
     "Min_ArgMin": lambda f, g, k: least(f),
@@ -424,7 +427,7 @@ def test_output_shapes(op):
         for batch in ((), (2, 1)):
             out = genred(torch.rand(*batch, 5, dim), torch.rand(*batch, 7, dim))
             rows = (*batch, 5 if axis == 1 else 7)
-            inner = 2 * dim if op.name.startswith("Max_Sum") else dim
+            inner = 2 * dim if op.name.startswith("Max_Sum") or op.name.endswith("_LogSumExp") else dim
             wanted = (*rows, 4) if op.takes_k and dim == 1 else (*rows, 4, dim) if op.takes_k else (*rows, inner)
             outputs = out if isinstance(out, tuple) else (out,)
             assert [tuple(x.shape) for x in outputs] == [wanted] * len(op.outputs)

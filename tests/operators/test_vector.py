@@ -1,11 +1,12 @@
 """Operators that mix components: against torch on small vectors, dims that must not pass, and conventions."""
 
+import numpy as np
 import pytest
 import torch
 
 from tritonkeops.formula.evaluate import evaluate
 from tritonkeops.formula.ir import Apply, Const, IllTyped, Operator, Var, words
-from tritonkeops.operators.vector import STRUCTURAL
+from tritonkeops.operators.derivatives import STRUCTURAL
 from tritonkeops.passes.differentiate import differentiate, expand
 from tritonkeops.passes.simplify import simplify
 
@@ -30,7 +31,73 @@ def position(best):
     return lambda f: best(f, -1, keepdim=True).double()
 
 
-EXPECTED = {  # on (rows, dim)
+def tensordot(f, g, dimf, dimg, contf, contg, permute):
+    """numpy's, of which axis k becomes axis permute[k]."""
+    of_f, of_g = (x.numpy().reshape(-1, *dims) for x, dims in ((f, dimf), (g, dimg)))
+    rows = [np.tensordot(a, b, (contf, contg)).transpose(np.argsort(permute)) for a, b in zip(of_f, of_g, strict=True)]
+    return torch.from_numpy(np.stack(rows)).reshape(len(f), -1)
+
+
+def kron(f, g, dimf, dimg):
+    pairs = zip(f.numpy().reshape(-1, *dimf), g.numpy().reshape(-1, *dimg), strict=True)
+    return torch.from_numpy(np.stack([np.kron(a, b) for a, b in pairs])).flatten(1)
+
+
+def splines(knots, x, order):
+    """The recursion as books have it, number by number."""
+
+    def value(t, at, k, degree):
+        if degree == 0:
+            return float(t[k] <= at < t[k + 1])
+        up, down = t[k + degree] - t[k], t[k + degree + 1] - t[k + 1]
+        rising = (at - t[k]) / up * value(t, at, k, degree - 1) if up else 0
+        return rising + ((t[k + degree + 1] - at) / down * value(t, at, k + 1, degree - 1) if down else 0)
+
+    count = knots.shape[1] - order - 1
+    rows = zip(knots.tolist(), x[:, 0].tolist(), strict=True)
+    return torch.tensor([[value(t, at, k, order) for k in range(count)] for t, at in rows], dtype=torch.float64)
+
+
+def soft_dtw(x, y, gamma):
+    """The log of a sum over all warping paths."""
+    costs = ((x[:, :, None] - y[:, None, :]) ** 2).movedim(0, -1)
+
+    def paths(i, j):
+        if (i, j) == (0, 0):
+            return [costs[0, 0]]
+        before = [(a, b) for a, b in ((i - 1, j - 1), (i - 1, j), (i, j - 1)) if a >= 0 and b >= 0]
+        return [cost + costs[i, j] for place in before for cost in paths(*place)]
+
+    totals = torch.stack(paths(x.shape[1] - 1, y.shape[1] - 1))
+    return -gamma * torch.logsumexp(-totals / gamma.T, 0)[:, None]
+
+
+def numbers(f):
+    return torch.view_as_complex(f.reshape(len(f), -1, 2))
+
+
+def parts(z):
+    return torch.view_as_real(z).flatten(1)
+
+
+def on_numbers(function):
+    return lambda *args: parts(function(*map(numbers, args)))
+
+
+COMPLEX = {
+    "Complex": lambda f, g: parts(torch.complex(f, g)),
+    "ComplexReal": lambda f: numbers(f).real, "ComplexImag": lambda f: numbers(f).imag,
+    "Real2Complex": lambda f: parts(f + 0j), "Imag2Complex": lambda f: parts(1j * f),
+    "Conj": on_numbers(lambda z: z.conj().resolve_conj()),
+    "ComplexAdd": on_numbers(lambda z, w: z + w), "ComplexSubtract": on_numbers(lambda z, w: z - w),
+    "ComplexMult": on_numbers(lambda z, w: z * w), "ComplexDivide": on_numbers(lambda z, w: z / w),
+    "ComplexRealScal": lambda f, g: f * g, "ComplexExp": on_numbers(torch.exp),
+    "ComplexExp1j": lambda f: parts(torch.exp(1j * f)), "ComplexAbs": lambda f: numbers(f).abs(),
+    "ComplexSquareAbs": lambda f: numbers(f).abs() ** 2, "ComplexAngle": lambda f: numbers(f).angle(),
+    "ComplexSum": on_numbers(lambda z: z.sum(1, keepdim=True)),
+    "ComplexSumT": lambda f, n: f.repeat(1, n // 2),
+}  # fmt: skip
+EXPECTED = COMPLEX | {  # on (rows, dim)
     "Sum": total, "SumT": lambda f, n: f.repeat(1, n), "IntCst": constant(2.0), "IntInv": constant(1 / 3),
     "RatCst": constant(2 / 3), "Zero": constant(0.0, 3), "Elem": lambda f, m: f[:, m : m + 1],
     "ElemT": lambda f, n, m: f * torch.eye(n)[m], "Extract": lambda f, start, d: f[:, start : start + d],
@@ -46,6 +113,8 @@ EXPECTED = {  # on (rows, dim)
     "Normalize": lambda f: torch.nn.functional.normalize(f, dim=-1), "SqDist": lambda f, g: total((f - g) ** 2),
     "SqNormIso": lambda s, f: s * total(f**2), "SqNormDiag": lambda s, f: total(s * f**2),
     "SymSqNorm": lambda S, f: total(f * torch.einsum("rnp,rp->rn", matrix(S, f.shape[1]), f)),
+    "Factorize": lambda F, g: F, "AutoFactorize": lambda F: F, "TensorDot": tensordot, "Kron": kron,
+    "BSpline": splines, "SoftDTW_SqDist": soft_dtw,
     "WeightedSqNorm": lambda s, f: total(s * f**2), "WeightedSqDist": lambda s, f, g: total(s * (f - g) ** 2),
 }  # fmt: skip
 
@@ -122,6 +191,14 @@ def test_scalars_broadcast_in_distances_and_products():
         ("SqDist", (2, 3), (), "dim 2"),
         ("Scalprod", (2, 3), (), "dim 2"),
         ("Grad", (2, 3, 3), (), "expected 2, the dim of F"),
+        ("Diff", (2, 3, 2), (), "expected 3, the dim of v"),
+        ("Divergence", (2, 3), (), "expected 3, the dim of v"),
+        ("Laplacian", (2, 3), (), "expected a scalar"),
+        ("TraceOperator", (2, 3), (), "expected 1 or 3, the dim of v"),
+        ("TraceOperator", (3, 3, 2), (), "w = x2 has dim 2, expected 1 or 3"),
+        ("AdjointOperator", (2, 3, 3), (), "expected 2, the dim of L"),
+        ("SumLinOperator", (2, 3, 3), (), "wl = x2 has dim 3, expected 1 or 2"),
+        ("SumLinOperator", (2, 3, 2, 2), (), "wr = x3 has dim 2, expected 1 or 3"),
     ],
 )
 def test_wrong_dims(name, dims, static, message):

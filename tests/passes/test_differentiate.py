@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tests.formulas import dense, formulas, pools, reduce_dense, values_for, word
 from tritonkeops.errors import FormulaError
-from tritonkeops.formula.ir import Const, Node, Reduction, Var, postorder
+from tritonkeops.formula.ir import Const, IllTyped, Node, Reduction, Var, postorder
 from tritonkeops.frontend.infer import infer
-from tritonkeops.operators.vector import is_gradient
-from tritonkeops.passes.differentiate import differentiate, expand, gradient
+from tritonkeops.operators.derivatives import is_structural
+from tritonkeops.passes.differentiate import differentiate, expand, gradient, tangent
 from tritonkeops.passes.simplify import simplify
 
 ALIASES = [
@@ -162,6 +162,134 @@ def test_nested_gradients(text: str, first: str, second: str) -> None:
     values = positive(values_for(list(names.values()), M, N))
     once = word("Grad")(formula(text), names[first], names["s"])
     check(once, names[second], {1: names["s"], 3: names["e"]}[once.dim], values)
+
+
+@pytest.mark.parametrize("by", ["x", "y", "p", "A", "a"])
+@pytest.mark.parametrize("text", SCALAR + VECTOR)
+def test_tangent_is_autograd_s(text: str, by: str) -> None:
+    v, F = variables()[by], formula(text)
+    u = Var(30, v.dim, v.category, "direction")
+    values = positive(values_for([*variables().values(), u], M, N))
+    primal, direction = (values[each].expand(-1, M, N).clone() for each in (v, u))
+    _, expected = torch.autograd.functional.jvp(
+        lambda leaf: dense(F, {**values, v: leaf}).expand(-1, M, N) * 1, primal, direction
+    )
+    found = dense(tangent(F, v, u), values).expand(-1, M, N)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_tangents_of_shared_subexpressions_stay_small() -> None:
+    x = Var(0, 1, 0, "x")  # type: ignore[arg-type]
+    node: Node = x
+    for _ in range(20):
+        node = word("Sin")(node) * node
+    assert len(list(postorder([tangent(node, x, Const(1))]))) < 600
+
+
+def jacobian(F: Node, v: Var, values: dict[Var, Tensor]) -> Tensor:
+    """(dim F, dim v, M, N) at every pair (i, j) by itself."""
+    return torch.stack([autograd(F, v, word("ElemT")(Const(1), F.dim, k), values) for k in range(F.dim)])
+
+
+def found_and_values(text: str) -> tuple[Tensor, dict[Var, Tensor]]:
+    """A formula's value, and what it was computed from."""
+    values = positive(values_for(list(variables().values()), M, N))
+    return dense(simplify(expand(simplify(differentiate(formula(text))))), values).expand(-1, M, N), values
+
+
+def test_diff_by_several_variables_is_the_sum() -> None:
+    found, values = found_and_values("Diff(Exp(x*p)*y,(x,y,p),(e,g,a))")
+    F, names = formula("Exp(x*p)*y"), variables()
+    expected = sum(
+        torch.einsum("klmn,lmn->kmn", jacobian(F, names[v], values), values[names[u]].expand(-1, M, N))
+        for v, u in (("x", "e"), ("y", "g"), ("p", "a"))
+    )
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "F",
+    ["x*Sum(x)", "MatVecMult(A,x)", "VecMatMult(Sin(x),A)", "Exp(-SqDist(x,y))*(x-y)", "Normalize(x)", "x*y/p-x",
+     "-x", "Concat(Extract(x,1,2),a)", "IfElse(x-y,Square(x),y)", "SumT(SqNorm2(x),3)", "y",
+     "p*x*Exp(a*x)+VecMatMult(x*y,A)"],
+)  # fmt: skip
+def test_divergence_is_the_trace_of_the_jacobian(F: str) -> None:
+    found, values = found_and_values(f"Divergence({F},x)")
+    expected = torch.einsum("kkmn->mn", jacobian(formula(F), variables()["x"], values))
+    torch.testing.assert_close(found[0], expected)
+
+
+@pytest.mark.parametrize(
+    "F", ["Exp(-SqDist(x,y))", "Cos(x|y)", "Norm2(x)", "p*WeightedSqNorm(A,x)", "Log(1+SqNorm2(x*y))", "a*Sum(x**3)"]
+)
+def test_laplacian_is_the_trace_of_the_hessian(F: str) -> None:
+    found, values = found_and_values(f"Laplacian({F},x)")
+    hessian = jacobian(differentiate(formula(f"Grad({F},x,1)")), variables()["x"], values)
+    torch.testing.assert_close(found[0], torch.einsum("kkmn->mn", hessian))
+
+
+def test_derivatives_of_a_laplacian() -> None:
+    names = variables()
+    F = formula("Laplacian(Exp(-p*SqDist(x,y)),x)*b")
+    for by in ("x", "y", "p"):
+        check(F, names[by], names["s"], positive(values_for(list(names.values()), M, N)))
+
+
+def test_the_laplacian_of_a_kernel_stays_small() -> None:
+    """Its size does not grow with the dim: products with vectors become weights of the trace."""
+    x, y = (Var(n, 1000, n, name) for n, name in enumerate("xy"))  # type: ignore[arg-type]
+    laplacian = differentiate(word("Laplacian")(word("Exp")(-word("SqDist")(x, y)), x))
+    assert len(list(postorder([simplify(expand(laplacian))]))) < 40
+
+
+def test_traces_of_shared_subexpressions_stay_small() -> None:
+    x = Var(0, 3, 0, "x")  # type: ignore[arg-type]
+    node: Node = x
+    for _ in range(20):
+        node = word("Sin")(node) * node
+    assert len(list(postorder([differentiate(word("Divergence")(node, x))]))) < 1000
+
+
+LINEAR = ["MatVecMult(A,x)*y", "VecMatMult(x*p,A)/q", "x", "p*x-y*x", "SumT(x|y,3)", "Elem(x,1)", "Sum(x*y)/p", "0*x",
+          "ElemT(x|q,3,1)+IfElse(y,x,-x)"]  # fmt: skip
+
+
+@pytest.mark.parametrize("weight", ["", "1", "b", "y*q"])
+@pytest.mark.parametrize("L", LINEAR)
+def test_trace_operator(L: str, weight: str) -> None:
+    found, values = found_and_values(f"TraceOperator({L},x{weight and ','}{weight})")
+    matrix = jacobian(formula(L), variables()["x"], values).expand(3, 3, M, N)
+    w = dense(formula(weight or "1"), values).expand(3, M, N)
+    torch.testing.assert_close(found[0], torch.einsum("kmn,kkmn->mn", w, matrix))
+
+
+@pytest.mark.parametrize("weights", [[], ["b"], ["1", "q"], ["2", "a"], ["y", "e"]])
+@pytest.mark.parametrize("L", [L for L in LINEAR if L not in ("Elem(x,1)", "Sum(x*y)/p")])
+def test_sum_of_the_entries_of_a_linear_map(L: str, weights: list[str]) -> None:
+    found, values = found_and_values(f"SumLinOperator({', '.join([L, 'x', *weights])})")
+    left, right = (dense(formula(w), values).expand(3, M, N) for w in [*weights, "1", "1"][:2])
+    matrix = jacobian(formula(L), variables()["x"], values)
+    torch.testing.assert_close(found[0], torch.einsum("kmn,klmn,lmn->mn", left, matrix, right))
+
+
+@pytest.mark.parametrize("L", LINEAR)
+def test_adjoint_operator(L: str) -> None:
+    u = "e" if formula(L).dim == 3 else "s"
+    found, values = found_and_values(f"AdjointOperator({L},x,{u})")
+    expected = autograd(formula(L), variables()["x"], variables()[u], values)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("text", ["TraceOperator(x*x,x)", "AdjointOperator(Exp(x),x,e)", "SumLinOperator(x/Sum(x),x)"])
+def test_what_is_not_linear_has_no_trace(text: str) -> None:
+    with pytest.raises(IllTyped, match="L is not linear in v = x: its derivative depends on x"):
+        differentiate(formula(text))
+
+
+def test_linear_in_spite_of_appearances() -> None:
+    """The derivative counts, simplified: terms that vanish do not."""
+    found, _ = found_and_values("TraceOperator(2*x+0*Exp(x),x)")
+    assert (found == 6).all()
 
 
 def test_third_order() -> None:
@@ -333,7 +461,7 @@ def test_shared_subexpressions_are_differentiated_once() -> None:
 
 def test_what_is_left_holds_no_gradient() -> None:
     node = differentiate(formula("GradMatrix(Grad(Exp(-SqDist(x,y)),x,s),y)"))
-    assert not any(is_gradient(each) for each in postorder([node]))
+    assert not any(is_structural(each) for each in postorder([node]))
 
 
 @pytest.mark.parametrize("name", ["Min", "Max", "Max_SumShiftExp", "Min_ArgMin"])

@@ -126,11 +126,6 @@ WRONG = {
         changed(1, tensors()[1].to("meta")),
         r"y = Vj\(3\) is on meta and x = Vi\(3\) on cpu: expected one device",
     ),
-    "gradients": (
-        NotImplementedError,
-        changed(0, tensors()[0].requires_grad_()),
-        "gradients by autograd are not there yet",
-    ),
 }
 
 
@@ -185,7 +180,14 @@ def test_detached_gradients_are_served(gaussian: Genred) -> None:
         ),
         ({"device_id": -2}, ValueError, "device_id=-2: expected -1 or the number of a device"),
         ({"device_id": "cpu"}, ValueError, "device_id='cpu': expected"),
-        ({"ranges": (torch.ones(1),) * 6}, NotImplementedError, "ranges: block-sparse reductions are not there yet"),
+        ({"ranges": (torch.ones(1),) * 6}, TypeError, "ranges_i: expected integers, got torch.float32"),
+        ({"ranges": (torch.ones(1),) * 3}, ValueError, "ranges: expected six tensors .* got 3 of them"),
+        ({"ranges": torch.ones(6)}, ValueError, "ranges: expected six tensors .* got Tensor"),
+        ({"ranges": ([1],) * 6}, TypeError, r"ranges\[0\]: expected an integer tensor, got list"),
+        ({"mask": "i=j"}, ValueError, "mask='i=j': expected one of 'i<j', 'i<=j', 'i>j', 'i>=j', or a band"),
+        ({"mask": torch.ones(5, 7)}, TypeError, "mask: expected a condition on i and j such as 'i<=j', got Tensor"),
+        ({"neighbors": [1]}, TypeError, "neighbors: expected an integer tensor, got list"),
+        ({"mask": "i<j", "neighbors": torch.ones(5, 2)}, ValueError, "mask and neighbors: expected at most one"),
     ],
 )
 def test_options_that_do_not_fit(

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from tritonkeops.backends.pairs import Pairs
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -42,9 +44,12 @@ def collapse(layout: Layout, args: Sequence[Tensor], tails: Sequence[int]) -> tu
 
 
 class Launch(Protocol):
-    """A kernel with the shapes and strides of its arguments settled: call it with tensors that have them."""
+    """A kernel with the shapes and strides of its arguments settled: call it with tensors that have them, and with the
+    pairs that count where it was made for a pattern."""
 
-    def __call__(self, args: Sequence[Tensor], outputs: Sequence[Tensor], threads: int) -> None: ...
+    def __call__(
+        self, args: Sequence[Tensor], outputs: Sequence[Tensor], threads: int, pairs: Pairs | None = None
+    ) -> None: ...
 
 
 class Kernel(Protocol):

@@ -6,7 +6,9 @@ Equal nodes are one object, so common subexpressions are shared for free and `is
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -194,7 +196,11 @@ class Operator:
     Exactly one of three gives the meaning, as a function of an abstract math namespace `m`:
     `scalar(m, *components, *static)` for element-wise operators; `at(m, k, *vectors, *static)`, component k of the
     result, for the others; or `expand(*operands, *static)`, a formula of simpler operators. `vjp(e, *operands,
-    *static)` gives a cotangent per operand, as formulas; an expanded operator takes its expansion's.
+    *static)` gives a cotangent per operand, as formulas; an expanded operator takes its expansion's. Words that a pass
+    replaces may have none of these.
+
+    `defaults` are those of the last arguments. Operands named in `summed` may be given as tuples, all of one length:
+    that is the sum of the operator on their elements.
     """
 
     name: str
@@ -206,24 +212,65 @@ class Operator:
     at: Callable[..., Any] | None = None
     expand: Callable[..., Node] | None = None
     vjp: Callable[..., Sequence[Node | Number]] | None = None
+    defaults: tuple[Number | Static, ...] = ()
+    summed: tuple[str, ...] = ()
     symbol: str | None = None
     domain: tuple[tuple[float, float], ...] = ()
     example: tuple[Static, ...] = ()
     example_dims: tuple[int, ...] = ()
 
-    def __call__(self, *args: Node | Number | Static) -> Node:
+    def __call__(self, *args: Node | Number | Static | tuple[Node, ...]) -> Node:
         """The operator applied: operands first (numbers become constants), static parameters after.
 
         Raises IllTyped for a wrong number of arguments or dims that do not fit.
         """
-        n, most = len(self.operands), len(self.operands) + len(self.static)
-        if len(args) != most:
-            wanted = ", ".join(self.operands + self.static)
-            raise IllTyped(f"{self.name}({wanted}) takes {most} argument{'s' * (most != 1)}, got {len(args)}")
-        for position, value in enumerate(args[n:], n):
-            if not isinstance(value, (int, tuple)):
-                raise IllTyped(f"{self.name}: '{self.static[position - n]}' must be an integer", position)
+        least, most = self.arity
+        if not least <= len(args) <= most:
+            raise IllTyped(f"{self.signature} takes {self._count()}, got {len(args)}")
+        args += self.defaults[len(args) - least :]
+        n = len(self.operands)
+        for place, value in enumerate(args[n:]):
+            if not isinstance(value, tuple if self.takes_list(place) else int):
+                wanted = "a list of integers" if self.takes_list(place) else "an integer"
+                raise IllTyped(f"{self.name}: '{self.static[place]}' must be {wanted}", n + place)
+        if any(isinstance(arg, tuple) for arg in args[:n]):
+            return self._sum(args)
         return Apply(self, [as_node(arg) for arg in args[:n]], args[n:])  # type: ignore[arg-type]
+
+    @property
+    def arity(self) -> tuple[int, int]:
+        """The least and the largest number of arguments."""
+        most = len(self.operands) + len(self.static)
+        return most - len(self.defaults), most
+
+    def takes_list(self, place: int) -> bool:
+        """Whether static parameter number `place` is a list of integers, as its example is."""
+        return isinstance(self.example[place] if place < len(self.example) else 0, tuple)
+
+    @property
+    def signature(self) -> str:
+        """The word and its arguments, as in `TraceOperator(L, v[, w])`."""
+        least, _ = self.arity
+        names = self.operands + self.static
+        optional = "".join(f"[, {name}]" for name in names[least:])
+        return f"{self.name}({', '.join(names[:least])}{optional})"
+
+    def _count(self) -> str:
+        least, most = self.arity
+        return f"{f'{least} to ' if least < most else ''}{most} argument{'s' * (most != 1)}"
+
+    def _sum(self, args: tuple[Any, ...]) -> Node:
+        """Diff(F, (x, y), (u, w)) is Diff(F, x, u) + Diff(F, y, w)."""
+        named = list(zip(self.operands, args, strict=False))
+        for place, (name, arg) in enumerate(named):
+            if isinstance(arg, tuple) and name not in self.summed:
+                raise IllTyped(f"{self.name}: expected a formula for '{name}', got a tuple", place)
+        lengths = {len(arg) if isinstance(arg, tuple) else -1 for name, arg in named if name in self.summed}
+        if len(lengths) > 1 or lengths == {0}:
+            raise IllTyped(f"{self.name}: expected tuples of one length for {' and '.join(map(repr, self.summed))}")
+        (length,) = lengths
+        terms = [self(*(arg[n] if name in self.summed else arg for name, arg in named)) for n in range(length)]
+        return functools.reduce(operator.add, terms)
 
     def infer_dim(self, args: tuple[Node, ...], static: tuple[Static, ...]) -> int:
         """Number of components of the result; raises IllTyped."""
@@ -252,8 +299,14 @@ class ReductionOp:
     `step(m, acc, j, *vectors)` takes a single j and `guard(m, acc, *vectors)` is false where that would change
     nothing; then merging is a step for each of b's entries, its fields being k values and k rows j per component.
     `finalize(m, acc)` gives the outputs, floats or indices as `outputs` says, with `size(dims)` components (that of
-    the last field unless said). `vjp(node, v, e, out)` is the adjoint as another reduction. `float_sum` marks sums of
-    floats, which honour dtype_acc and sum_scheme; `linear` says that the result is linear in the formula.
+    the last field unless said). `float_sum` marks sums of floats, which honour dtype_acc and sum_scheme; `linear` says
+    that the result is linear in the formula.
+
+    Derivatives: `vjp(node, v, e, out)` is the adjoint as another reduction, and `jvp(node, tangents, out)` the formula
+    whose sum is the tangent of the result `out`, given those of the formulas. Where they need more than the result,
+    `extended` is a reduction whose result begins with this one's and goes on with that. `joint(node, slope)`, for a
+    scalar result, is a reduction that has it as its last component, after the derivative along `slope`, that of the
+    formula: both of one pass.
 
     Twins, which are no words of the language: `compensated` is the same reduction with compensated sums; `base2` that
     of powers of 2, which gives the same result once the first formula is multiplied by log2(e).
@@ -271,6 +324,9 @@ class ReductionOp:
     guard: Callable[..., Any] | None = None
     takes_k: bool = False
     vjp: Callable[..., Reduction] | None = None
+    jvp: Callable[..., Node] | None = None
+    extended: ReductionOp | None = None
+    joint: Callable[[Reduction, Node], Reduction] | None = None
     float_sum: bool = False
     linear: bool = False
     size: Callable[[Sequence[int]], int] | None = None

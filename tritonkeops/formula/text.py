@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ast import literal_eval
 from fractions import Fraction
 
 from tritonkeops.formula.ir import (
@@ -120,7 +121,7 @@ def read(text: str) -> Node:
             raise ValueError(f"line {number}: expected '%name = operation : dim {{axes}}', got {line!r}")
         try:
             node = names[match["name"]] = _read_operation(match["what"], match["name"], int(match["dim"]), names)
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, SyntaxError) as error:
             raise ValueError(f"line {number}: cannot read {line!r}: {error}") from error
         if _type(node) != f" : {match['dim']} {{{match['axes']}}}":
             raise ValueError(f"line {number}: {node!r} has type{_type(node)}, the text says otherwise: {line!r}")
@@ -147,5 +148,5 @@ def _read_operation(what: str, name: str, dim: int, names: dict[str, Node]) -> N
     operator = words.get(match[1]) if match else None
     if match is None or not isinstance(operator, Operator):
         raise ValueError(f"unknown operation {what!r}")
-    static: list[Static] = [int(s) for s in match[3].split(",")] if match[3] else []
+    static: list[Static] = literal_eval(f"[{match[3]}]") if match[3] else []
     return Apply(operator, operands(match[2]) if match[2] else [], static)

@@ -30,7 +30,7 @@ from tritonkeops.formula.ir import (
 )
 from tritonkeops.frontend import ast
 from tritonkeops.frontend.parser import parse_alias, parse_formula
-from tritonkeops.operators.vector import STRUCTURAL
+from tritonkeops.operators.derivatives import OF_REDUCTIONS, STRUCTURAL
 
 _CATEGORIES = {"Vi": 0, "Vj": 1, "Pm": 2, "Vx": 0, "Vy": 1}
 _SUFFIX = "_Reduction"
@@ -287,10 +287,10 @@ class _Typer:
         self, op: Operator, expr: ast.Call | ast.Operation, at: Span, done: dict[int, Node | None]
     ) -> Node | None:
         n = len(op.operands)
-        operands = [done[id(arg)] for arg in expr.args[:n]]
-        static = [self._static(op, place, arg) for place, arg in enumerate(expr.args[n:], n)]
-        self._check_lists(op, expr.args[:n])
-        if len(expr.args) == n + len(op.static) and (None in operands or None in static):
+        least, most = op.arity
+        operands = [self._operand(op, arg, done) for arg in expr.args[:n]]
+        static = [self._static(op, place, arg) for place, arg in enumerate(expr.args[n:])]
+        if least <= len(expr.args) <= most and (None in operands or None in static):
             return None
         try:
             node = op(*operands, *static)  # type: ignore[arg-type]
@@ -302,6 +302,15 @@ class _Typer:
             self._fault(at if place is None or place >= len(expr.args) else expr.args[place].span, str(error))
             return None
 
+    def _operand(self, op: Operator, arg: ast.Expr, done: dict[int, Node | None]) -> Node | tuple[Node, ...] | None:
+        if not isinstance(arg, ast.Sequence):
+            return done[id(arg)]
+        if not op.summed:
+            self._check_lists(op, [arg])
+            return None
+        items = tuple(node for item in arg.items if (node := done[id(item)]))
+        return items if len(items) == len(arg.items) else None
+
     def _check_lists(self, op: Operator | ReductionOp, args: Sequence[ast.Expr]) -> None:
         for arg in args:
             if isinstance(arg, ast.Sequence):
@@ -312,7 +321,7 @@ class _Typer:
             if is_reduced(operand) and not (op in STRUCTURAL and place == 0):
                 raise IllTyped("a reduction stands outermost, or is the first argument of Grad", place)
         if op in STRUCTURAL and is_reduced(node.operands[0]):
-            if op.expand:
+            if op not in OF_REDUCTIONS:
                 raise IllTyped(f"{op.name} takes a formula, not a reduction", 0)
             self._check_axes(node)
 
@@ -343,12 +352,10 @@ class _Typer:
                 )
 
     def _static(self, op: Operator, place: int, arg: ast.Expr) -> Static | None:
-        name = op.static[place - len(op.operands)] if place - len(op.operands) < len(op.static) else "argument"
-        example = dict(zip(op.static, op.example, strict=False)).get(name)
-        value = _integers(arg) if isinstance(example, tuple) else _integer(arg)
-        if value is None and place < len(op.operands) + len(op.static):
-            wanted = "a list of integers" if isinstance(example, tuple) else "an integer"
-            self._fault(arg.span, f"{op.name}: expected {wanted} for {name!r}")
+        value = _integers(arg) if op.takes_list(place) else _integer(arg)
+        if value is None and place < len(op.static):
+            wanted = "a list of integers" if op.takes_list(place) else "an integer"
+            self._fault(arg.span, f"{op.name}: expected {wanted} for {op.static[place]!r}")
         return value
 
     def _reduction(self, op: ReductionOp, expr: ast.Call, done: dict[int, Node | None]) -> Node | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 
 from tritonkeops.formula.ir import Var
-from tritonkeops.runtime.call import check_options, describe
+from tritonkeops.runtime.call import describe
 from tritonkeops.runtime.genred import GenredBase
+from tritonkeops.runtime.pairs import pairs_of_call
+from tritonkeops.runtime.reducer import Where
 
 __all__ = ["Genred"]
 
@@ -27,21 +30,32 @@ class Genred(GenredBase):
         device_id: int = -1,
         ranges: tuple[Array, ...] | None = None,
         out: Array | tuple[Array, ...] | None = None,
+        mask: str | None = None,
+        neighbors: Array | None = None,
     ) -> Array | tuple[Array, ...]:
         """Reduce: as `tritonkeops.torch.Genred`, from arrays to arrays, on the CPU unless `backend` names a GPU."""
-        if backend != "auto" or device_id != -1 or ranges is not None:
-            check_options(backend, device_id, ranges)
-        variables = self._call.program.variables
-        tensors = [_tensor(x, variables[n] if n < len(variables) else None) for n, x in enumerate(args)]
+        given_ranges = None if ranges is None else _integers("ranges", ranges)
+        given_neighbors = None if neighbors is None else _integers("neighbors", (neighbors,))[0]
+        kind, pattern = pairs_of_call(given_ranges, mask, given_neighbors)
+        reducer = self._reducer(Where(backend, device_id, kind))
+        tensors = [_tensor(x, reducer.variables[n] if n < len(reducer.variables) else None) for n, x in enumerate(args)]
         given = None if out is None else tuple(map(_output, out if isinstance(out, tuple) else (out,)))
-        if backend == "auto":
-            outputs = self._call(tensors, given)
-        else:
-            outputs = self._call.on(tensors, given, backend, device_id)
+        outputs = reducer.launch(tensors, pattern, given)
         if out is not None:
             return out
         results = [x.numpy() for x in outputs]
         return results[0] if len(results) == 1 else tuple(results)
+
+
+def _integers(name: str, arrays: Sequence[Array]) -> tuple[Tensor, ...]:
+    """Integer arrays as tensors."""
+    if not isinstance(arrays, (tuple, list)):
+        raise TypeError(f"{name}: expected a tuple of integer arrays, got {type(arrays).__name__}")
+    for array in arrays:
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
+            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise TypeError(f"{name}: expected integer arrays, got {got}")
+    return tuple(torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)) for array in arrays)
 
 
 def _tensor(array: Array, var: Var | None) -> Tensor:

@@ -1,5 +1,5 @@
 """The words of the language. Importing this package fills the registry `tritonkeops.formula.ir.words`."""
 
-from tritonkeops.operators import elementwise, reductions, vector
+from tritonkeops.operators import complex, derivatives, elementwise, reductions, special, tensor, vector
 
-__all__ = ["elementwise", "reductions", "vector"]
+__all__ = ["complex", "derivatives", "elementwise", "reductions", "special", "tensor", "vector"]

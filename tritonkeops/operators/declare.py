@@ -23,8 +23,22 @@ from tritonkeops.formula.ir import (
 Partials = Callable[..., Any]
 
 
+def expect(condition: bool, message: Callable[[], str], operand: int = 0) -> None:
+    """What a dimension rule demands; `operand` is the place of the argument at fault.
+
+    The message is made where it is needed only: formulas share their parts, and written out they may be very long.
+    """
+    if not condition:
+        raise IllTyped(message(), operand)
+
+
 def _parameters(function: Callable[..., Any], skip: int) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)[skip:]
+
+
+def _defaults(function: Callable[..., Any]) -> tuple[Any, ...]:
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(p.default for p in parameters if p.default is not inspect.Parameter.empty)
 
 
 def _register(operator: Operator) -> Operator:
@@ -110,7 +124,8 @@ def componentwise(
 ) -> Operator:
     """Declare an operator by component k of its result: `at(m, k, f, ..., *static)`, f[k] being components.
 
-    `dim(f, ..., *static)` is its dimension rule on nodes and raises IllTyped.
+    `dim(f, ..., *static)` is its dimension rule on nodes and raises IllTyped. Arguments that `at` has a default for are
+    optional.
     """
     operands = tuple(p for p in _parameters(at, 2) if p not in static)
 
@@ -126,6 +141,7 @@ def componentwise(
             doc,
             at=at,
             vjp=vjp,
+            defaults=_defaults(at),
             example=example,
             example_dims=example_dims,
         )
@@ -137,15 +153,21 @@ def derived(
     expand: Callable[..., Node],
     doc: str,
     *,
+    dim: Callable[..., int] | None = None,
     static: tuple[str, ...] = (),
     symbol: str | None = None,
     example: tuple[Static, ...] = (),
     example_dims: tuple[int, ...] = (),
 ) -> Operator:
-    """Declare an operator as a formula of others: its dims, meaning and derivative are the formula's."""
+    """Declare an operator as a formula of others: its dims, meaning and derivative are the formula's.
+
+    A dimension rule of its own, `dim(f, ..., *static)`, says more where operands do not fit, and spares the formula.
+    """
     operands = tuple(p for p in _parameters(expand, 0) if p not in static)
 
     def infer(op: Operator, args: tuple[Node, ...], values: tuple[Static, ...]) -> int:
+        if dim:
+            return dim(*args, *values)
         try:
             return expand(*args, *values).dim
         except IllTyped as error:
@@ -162,8 +184,42 @@ def derived(
             infer,
             doc,
             expand=expand,
+            defaults=_defaults(expand),
             symbol=symbol,
             example=example,
+            example_dims=example_dims,
+        )
+    )
+
+
+def structural(
+    name: str,
+    dim: Callable[..., int],
+    doc: str,
+    *,
+    expand: Callable[..., Node] | None = None,
+    summed: tuple[str, ...] = (),
+    example_dims: tuple[int, ...] = (),
+) -> Operator:
+    """Declare a word that a pass replaces, or its expansion: it asks for derivatives of its operands.
+
+    `dim(F, ...)` is its dimension rule, whose defaults are the word's; `summed` names operands that may be tuples.
+    """
+
+    def infer(op: Operator, args: tuple[Node, ...], values: tuple[Static, ...]) -> int:
+        return dim(*args)
+
+    operands, defaults = _parameters(dim, 0), _defaults(dim)
+    return _register(
+        Operator(
+            name,
+            operands,
+            (),
+            infer,
+            doc,
+            expand=expand,
+            defaults=defaults,
+            summed=summed,
             example_dims=example_dims,
         )
     )

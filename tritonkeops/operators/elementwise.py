@@ -7,9 +7,10 @@ Rsqrt and Abs at 0. Comparisons with NaN are false.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
-from tritonkeops.formula.ir import IllTyped, Node, Operator, Static
+from tritonkeops.formula.ir import Const, IllTyped, Node, Operator, Static
 from tritonkeops.operators.declare import broadcast, elementwise
 
 POSITIVE = (0.5, 2.0)
@@ -104,16 +105,34 @@ Erf: Operator = elementwise(
     "Erf", lambda m, f: m.erf(f), lambda f: (2 / math.sqrt(math.pi)) * Exp(-Square(f)), "Error function."
 )
 
+Shift: Operator = elementwise(
+    "Shift",
+    lambda m, f: m.where(m.eq(f, -math.inf), 0, f),
+    lambda f: 1,
+    "f, and 0 where f is -inf: what to subtract in the terms of a sum of exponentials, so that no -inf meets another.",
+)
+
 # Trigonometry ---------------------------------------------------------------------------------------------------
 
 Sin: Operator = elementwise("Sin", lambda m, f: m.sin(f), lambda f: Cos(f), "Sine.")
 Cos: Operator = elementwise("Cos", lambda m, f: m.cos(f), lambda f: -Sin(f), "Cosine.")
+
+
+def _sinc_slope(f: Node) -> Node:
+    """(Cos(f) - SinXDivX(f)) / f; up to 1 by its series, for near 0 that difference is all rounding."""
+    near, square = LessThan(Abs(f), 1), Square(f)
+    series: Node = Const(0)
+    for n in range(9, 0, -1):
+        series = series * square + Fraction((-1) ** n * 2 * n, math.factorial(2 * n + 1))
+    far = IfElse(near - 1, 1, f)  # not 0, by which derivatives would divide
+    return IfElse(near - 1, f * series, (Cos(far) - SinXDivX(far)) / far)
+
+
 SinXDivX: Operator = elementwise(
     "SinXDivX",
     lambda m, f: m.where(m.eq(f, 0), 1, m.sin(f) / f),
-    lambda f: IfElse(-Abs(f), 0, (Cos(f) - SinXDivX(f)) / f),
+    lambda f: _sinc_slope(f),
     "Sin(f) / f, and 1 at 0.",
-    domain=POSITIVE,
 )
 Asin: Operator = elementwise("Asin", lambda m, f: m.asin(f), lambda f: Rsqrt(1 - Square(f)), "Arc sine.", domain=INSIDE)
 Acos: Operator = elementwise(
@@ -210,6 +229,28 @@ Minimum: Operator = elementwise(
     lambda m, f, g: m.where((f < g) | m.ne(f, f), f, g),
     lambda f, g: (LessThan(f, g) + Equal(f, g) / 2, LessThan(g, f) + Equal(f, g) / 2),
     "The smaller, NaN if either is; at ties each has half of the derivative.",
+)
+
+
+def _soft_min(m: Any, f: Any, g: Any, h: Any, gamma: Any) -> Any:
+    least, scale = m.min(m.min(f, g), h), 1 / gamma  # of a NaN and a number either; the sum is NaN in any case
+    total = m.exp((least - f) * scale) + m.exp((least - g) * scale) + m.exp((least - h) * scale)
+    return least - gamma * m.log(total)
+
+
+def _soft_min_partials(f: Node, g: Node, h: Node, gamma: Node) -> tuple[Node, ...]:
+    """Each operand's share, Exp((soft minimum - operand) / gamma), and minus the entropy of the shares."""
+    logs = [(SoftMin(f, g, h, gamma) - each) * Inv(gamma) for each in (f, g, h)]
+    shares = [Exp(each) for each in logs]
+    return (*shares, shares[0] * logs[0] + shares[1] * logs[1] + shares[2] * logs[2])
+
+
+SoftMin: Operator = elementwise(
+    "SoftMin",
+    _soft_min,
+    _soft_min_partials,
+    "-gamma * Log(Exp(-f / gamma) + Exp(-g / gamma) + Exp(-h / gamma)), without overflow.",
+    domain=((-2.0, 2.0), (-2.0, 2.0), (-2.0, 2.0), POSITIVE),
 )
 
 # Comparisons and logic: 1 for true, 0 for false -------------------------------------------------------------------

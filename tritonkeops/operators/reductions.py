@@ -13,9 +13,10 @@ from functools import partial
 from typing import Any
 
 from tritonkeops.formula.ir import Category, Field, IllTyped, Node, Reduction, ReductionOp, Var
-from tritonkeops.operators.declare import reduction
-from tritonkeops.operators.elementwise import Exp
-from tritonkeops.operators.vector import Grad, Scalprod
+from tritonkeops.operators.declare import reduction, sum_to
+from tritonkeops.operators.derivatives import Grad
+from tritonkeops.operators.elementwise import Exp, Shift
+from tritonkeops.operators.vector import Concat, Extract, Scalprod
 
 
 def _axis_for(v: Var) -> int:
@@ -94,6 +95,8 @@ def _sum(sums: _Sums) -> dict[str, Any]:
         "merge": lambda m, a, b: sums.join(m, a, b, "s"),
         "finalize": lambda m, acc: [acc.s],
         "vjp": _sum_vjp,
+        "jvp": lambda node, tangents, out: tangents[0],
+        "joint": lambda node, slope: Reduction(Sum, [Concat(slope, node.args[0])], node.axis),
         "doc": "Sum.",
     }
 
@@ -180,6 +183,12 @@ def _pair(sums: _ExpSums, m: Any, acc: Any) -> list[Any]:
     ]
 
 
+def _ratio_and_log(sums: _ExpSums, m: Any, acc: Any) -> list[Any]:
+    (ratio,), (log,) = _ratio(sums, m, acc), _log(sums, m, acc)
+    n, total = ratio.dim, ratio.dim + log.dim
+    return [m.vector(total, lambda c: m.piecewise(c, (n, lambda d: ratio[d]), (total, lambda d: log[d - n])))]
+
+
 def _ratio(sums: _ExpSums, m: Any, acc: Any) -> list[Any]:
     return [m.vector(acc.t.dim, lambda c: acc.t[c] / _at(acc.s, c))]
 
@@ -196,11 +205,21 @@ def _lse_vjp(node: Reduction, v: Var, e: Node, out: Node | None) -> Reduction:
             "write Grad_WithSavedForward(R, v, e, out), out being a variable that holds it",
             1,
         )
+    p = Exp(f - Shift(out))
     if not g:
-        return Reduction(Sum, [Grad(f, v, e * Exp(f - out))], axis)
-    scale = e * Exp(f - out)
-    through_f = Scalprod(scale, g[0]) if f.dim == 1 else scale * g[0]
-    return Reduction(Sum, [Grad(f, v, through_f) + Grad(g[0], v, scale)], axis)
+        return Reduction(Sum, [Grad(f, v, e * p)], axis)
+    through_f, through_g = sum_to(f.dim, e * p * g[0]), sum_to(g[0].dim, e * p)
+    return Reduction(Sum, [Grad(f, v, through_f) + Grad(g[0], v, through_g)], axis)
+
+
+def _lse_jvp(node: Reduction, tangents: Sequence[Node], out: Node) -> Node:
+    f, *g = node.args
+    df, *dg = tangents
+    return Exp(f - Shift(out)) * (g[0] * df + dg[0] if g else df)
+
+
+def _lse_joint(node: Reduction, slope: Node) -> Reduction:
+    return Reduction(SumSoftMaxWeight_LogSumExp, [node.args[0], slope], node.axis)
 
 
 def _softmax_vjp(node: Reduction, v: Var, e: Node, out: Node | None) -> Reduction:
@@ -210,6 +229,28 @@ def _softmax_vjp(node: Reduction, v: Var, e: Node, out: Node | None) -> Reductio
     if out is None or axis != node.axis or f.dim != 1:
         raise IllTyped(f"the derivative of {node.op.name} by {v.name} cannot be written as one reduction", 1)
     return Reduction(node.op, [f, Grad(f, v, Scalprod(e, g - out)) + Grad(g, v, e)], axis)
+
+
+def _halves(node: Reduction, value: Node) -> tuple[Node, Node]:
+    """What belongs to the softmax average and what to the logarithm."""
+    n = node.dim - node.args[0].dim
+    return Extract(value, 0, n), Extract(value, n, node.args[0].dim)
+
+
+def _softmax_lse_vjp(node: Reduction, v: Var, e: Node, out: Node | None) -> Reduction:
+    """With p = exp(f - log): d average = sum p ((g - average) df + dg), and d log = sum p df."""
+    if out is None:
+        raise IllTyped(f"the derivative of {node.op.name} by {v.name} needs the result, as Grad_WithSavedForward", 1)
+    (f, g), (average, log), (e_average, e_log) = node.args, _halves(node, out), _halves(node, e)
+    p = Exp(f - Shift(log))
+    through_f = sum_to(f.dim, e_average * p * (g - average)) + e_log * p
+    return Reduction(Sum, [Grad(f, v, through_f) + Grad(g, v, sum_to(g.dim, e_average * p))], _axis_for(v))
+
+
+def _softmax_lse_jvp(node: Reduction, tangents: Sequence[Node], out: Node) -> Node:
+    (f, g), (average, log), (df, dg) = node.args, _halves(node, out), tangents
+    p = Exp(f - Shift(log))
+    return Concat(p * ((g - average) * df + dg), p * df)
 
 
 def _declare_exp_sums(name: str, weights: str, finalize: Callable[..., list[Any]], **declaration: Any) -> ReductionOp:
@@ -231,7 +272,7 @@ def _declare_exp_sums(name: str, weights: str, finalize: Callable[..., list[Any]
 
 
 _RAW: dict[str, Any] = {"finalize": _pair, "size": lambda dims: dims[0] + max(dims)}
-_LOGARITHM: dict[str, Any] = {"finalize": _log, "vjp": _lse_vjp}
+_LOGARITHM: dict[str, Any] = {"finalize": _log, "vjp": _lse_vjp, "jvp": _lse_jvp}
 _SOFTMAX: dict[str, Any] = {
     "formulas": (2, 2),
     "finalize": _ratio,
@@ -246,7 +287,12 @@ Max_SumShiftExpWeight = _declare_exp_sums(
     "Max_SumShiftExpWeight", "s", formulas=(2, 2), doc="(m, sum exp(f - m) g).", **_RAW
 )
 LogSumExp = _declare_exp_sums(
-    "LogSumExp", "s", formulas=(1, 2), doc="log sum exp(f), or log sum exp(f) g.", **_LOGARITHM
+    "LogSumExp",
+    "s",
+    formulas=(1, 2),
+    joint=_lse_joint,
+    doc="log sum exp(f), or log sum exp(f) g.",
+    **_LOGARITHM,
 )
 LogSumExpWeight = _declare_exp_sums(
     "LogSumExpWeight",
@@ -255,8 +301,18 @@ LogSumExpWeight = _declare_exp_sums(
     doc="log sum exp(f) g: NaN where the sum is negative, -inf where it is 0.",
     **_LOGARITHM,
 )
-SumSoftMaxWeight = _declare_exp_sums("SumSoftMaxWeight", "st", **_SOFTMAX)
-SoftMax = _declare_exp_sums("SoftMax", "st", **_SOFTMAX)
+SumSoftMaxWeight_LogSumExp = _declare_exp_sums(
+    "SumSoftMaxWeight_LogSumExp",
+    "st",
+    formulas=(2, 2),
+    finalize=_ratio_and_log,
+    vjp=_softmax_lse_vjp,
+    jvp=_softmax_lse_jvp,
+    size=lambda dims: dims[0] + max(dims),
+    doc="The softmax average of g, then log sum exp(f).",
+)
+SumSoftMaxWeight = _declare_exp_sums("SumSoftMaxWeight", "st", **_SOFTMAX, extended=SumSoftMaxWeight_LogSumExp)
+SoftMax = _declare_exp_sums("SoftMax", "st", **_SOFTMAX, extended=SumSoftMaxWeight_LogSumExp)
 
 # Extrema ------------------------------------------------------------------------------------------------------------
 
@@ -319,7 +375,6 @@ def _declare_extrema(name: str, extremum: _Extremum, word: str) -> None:
         "fold": extremum.pair_fold,
         "merge": extremum.pair_merge,
     }
-    reduction(name, outputs=("value",), finalize=lambda m, acc: [acc.v], doc=f"{word} value.", **values)
     reduction(
         f"Arg{name}",
         outputs=("index",),
@@ -327,12 +382,20 @@ def _declare_extrema(name: str, extremum: _Extremum, word: str) -> None:
         doc=f"Row of the first {word.lower()} value.",
         **pairs,
     )
-    reduction(
+    pair = reduction(
         f"{name}_Arg{name}",
         outputs=("value", "index"),
         doc=f"{word} value and its row.",
         finalize=lambda m, acc: [acc.v, extremum.indices(m, acc)],
         **pairs,
+    )
+    reduction(
+        name,
+        outputs=("value",),
+        finalize=lambda m, acc: [acc.v],
+        doc=f"{word} value.",
+        extended=pair,
+        **values,
     )
 
 
@@ -399,24 +462,25 @@ def _declare_best(name: str, best: _Best, word: str) -> None:
         "guard": best.guard,
     }
     reduction(
-        f"K{name}",
-        outputs=("value",),
-        doc=f"The K {word} values, sorted.",
-        finalize=lambda m, acc: [best.values(m, acc)],
-        **shared,
-    )
-    reduction(
         f"ArgK{name}",
         outputs=("index",),
         doc=f"Rows of the K {word} values.",
         finalize=lambda m, acc: [acc.i],
         **shared,
     )
-    reduction(
+    pair = reduction(
         f"K{name}_ArgK{name}",
         outputs=("value", "index"),
         doc=f"The K {word} values and their rows.",
         finalize=lambda m, acc: [best.values(m, acc), acc.i],
+        **shared,
+    )
+    reduction(
+        f"K{name}",
+        outputs=("value",),
+        doc=f"The K {word} values, sorted.",
+        finalize=lambda m, acc: [best.values(m, acc)],
+        extended=pair,
         **shared,
     )
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from tritonkeops.formula.ir import Apply, Const, IllTyped, Node, Operator, Var
-from tritonkeops.operators.declare import componentwise, derived, zero_like
+from tritonkeops.formula.ir import Const, IllTyped, Node, Operator
+from tritonkeops.operators.declare import componentwise, derived, expect, zero_like
 from tritonkeops.operators.elementwise import Rsqrt, Sqrt, Square
 
 # Sums and copies --------------------------------------------------------------------------------------------------
@@ -25,14 +25,9 @@ Sum: Operator = componentwise(
 
 
 def _sumt_dim(f: Node, n: int) -> int:
-    _expect(f.dim == 1, f"SumT(f, n): f = {f!r} has dim {f.dim}, expected a scalar")
-    _expect(n >= 1, f"SumT(f, n): n = {n}, expected at least 1", 1)
+    expect(f.dim == 1, lambda: f"SumT(f, n): f = {f!r} has dim {f.dim}, expected a scalar")
+    expect(n >= 1, lambda: f"SumT(f, n): n = {n}, expected at least 1", 1)
     return n
-
-
-def _expect(condition: bool, message: str, operand: int = 0) -> None:
-    if not condition:
-        raise IllTyped(message, operand)
 
 
 SumT: Operator = componentwise(
@@ -61,20 +56,26 @@ Zero: Operator = _constant("Zero", ("n",), lambda n: Const(0, _positive("Zero", 
 
 
 def _ratio(name: str, p: int, q: int, place: int) -> Fraction:
-    _expect(q != 0, f"{name}: division by zero", place)
+    expect(q != 0, lambda: f"{name}: division by zero", place)
     return Fraction(p, q)
 
 
 def _positive(name: str, n: int) -> int:
-    _expect(n >= 1, f"{name}: n = {n}, expected at least 1", 0)
+    expect(n >= 1, lambda: f"{name}: n = {n}, expected at least 1", 0)
     return n
+
+
+# Hints to KeOps' compiler. Equal formulas are one here, so common ones are computed once in any case ---------------
+
+Factorize: Operator = derived("Factorize", lambda F, g: F, "F: that g is computed once needs no saying here.")
+AutoFactorize: Operator = derived("AutoFactorize", lambda F: F, "F: what is common in it is computed once in any case.")
 
 
 # Indexing and padding ---------------------------------------------------------------------------------------------
 
 
 def _elem_dim(f: Node, m: int) -> int:
-    _expect(0 <= m < f.dim, f"Elem(f, m): m = {m}, expected 0 <= m < {f.dim}, the dim of f", 1)
+    expect(0 <= m < f.dim, lambda: f"Elem(f, m): m = {m}, expected 0 <= m < {f.dim}, the dim of f", 1)
     return 1
 
 
@@ -91,8 +92,8 @@ Elem: Operator = componentwise(
 
 
 def _elemt_dim(f: Node, n: int, m: int) -> int:
-    _expect(f.dim == 1, f"ElemT(f, n, m): f = {f!r} has dim {f.dim}, expected a scalar")
-    _expect(0 <= m < n, f"ElemT(f, n, m): m = {m}, expected 0 <= m < n = {n}", 2)
+    expect(f.dim == 1, lambda: f"ElemT(f, n, m): f = {f!r} has dim {f.dim}, expected a scalar")
+    expect(0 <= m < n, lambda: f"ElemT(f, n, m): m = {m}, expected 0 <= m < n = {n}", 2)
     return n
 
 
@@ -109,9 +110,9 @@ ElemT: Operator = componentwise(
 
 
 def _extract_dim(f: Node, start: int, d: int) -> int:
-    _expect(
+    expect(
         start >= 0 and d >= 1 and start + d <= f.dim,
-        f"Extract(f, start, d): components {start} to {start + d - 1}, expected some of the {f.dim} of f",
+        lambda: f"Extract(f, start, d): components {start} to {start + d - 1}, expected some of the {f.dim} of f",
         1,
     )
     return d
@@ -130,9 +131,9 @@ Extract: Operator = componentwise(
 
 
 def _extractt_dim(f: Node, start: int, n: int) -> int:
-    _expect(
+    expect(
         start >= 0 and start + f.dim <= n,
-        f"ExtractT(f, start, n): components {start} to {start + f.dim - 1}, expected some of n = {n}",
+        lambda: f"ExtractT(f, start, n): components {start} to {start + f.dim - 1}, expected some of n = {n}",
         1,
     )
     return n
@@ -161,7 +162,7 @@ Concat: Operator = componentwise(
 
 
 def _onehot_dim(f: Node, n: int) -> int:
-    _expect(f.dim == 1, f"OneHot(f, n): f = {f!r} has dim {f.dim}, expected a scalar")
+    expect(f.dim == 1, lambda: f"OneHot(f, n): f = {f!r} has dim {f.dim}, expected a scalar")
     return _positive("OneHot", n)
 
 
@@ -213,16 +214,17 @@ ArgMin: Operator = componentwise(
 
 
 def _matvec_dim(A: Node, b: Node) -> int:
-    _expect(
-        A.dim % b.dim == 0, f"MatVecMult(A, b): A = {A!r} has dim {A.dim}, expected a multiple of {b.dim}, the dim of b"
+    expect(
+        A.dim % b.dim == 0,
+        lambda: f"MatVecMult(A, b): A = {A!r} has dim {A.dim}, expected a multiple of {b.dim}, the dim of b",
     )
     return A.dim // b.dim
 
 
 def _vecmat_dim(b: Node, A: Node) -> int:
-    _expect(
+    expect(
         A.dim % b.dim == 0,
-        f"VecMatMult(b, A): A = {A!r} has dim {A.dim}, expected a multiple of {b.dim}, the dim of b",
+        lambda: f"VecMatMult(b, A): A = {A!r} has dim {A.dim}, expected a multiple of {b.dim}, the dim of b",
         1,
     )
     return A.dim // b.dim
@@ -263,9 +265,9 @@ SqDist: Operator = derived("SqDist", lambda f, g: SqNorm2(f - g), "Squared Eucli
 
 
 def _square_matrix(S: Node, f: Node) -> Node:
-    _expect(
+    expect(
         S.dim == f.dim**2,
-        f"SymSqNorm(S, f): S = {S!r} has dim {S.dim}, expected {f.dim**2}, the square of the dim of f",
+        lambda: f"SymSqNorm(S, f): S = {S!r} has dim {S.dim}, expected {f.dim**2}, the square of the dim of f",
     )
     return Scalprod(MatVecMult(S, f), f)
 
@@ -295,51 +297,3 @@ WeightedSqNorm: Operator = derived(
 WeightedSqDist: Operator = derived(
     "WeightedSqDist", lambda s, f, g: WeightedSqNorm(s, f - g), "WeightedSqNorm(s, f - g)."
 )
-
-# Differentiation: words that the pass `differentiate` replaces ------------------------------------------------------
-
-
-def _grad_dim(F: Node, v: Node, e: Node) -> int:
-    _expect(isinstance(v, Var), f"Grad(F, v, e): v = {v!r}, expected a variable", 1)
-    _expect(e.dim == F.dim, f"Grad(F, v, e): e = {e!r} has dim {e.dim}, expected {F.dim}, the dim of F", 2)
-    return v.dim
-
-
-def _unexpanded(*args: Any) -> Any:
-    raise AssertionError("Grad is replaced before anything is evaluated or lowered")
-
-
-Grad: Operator = componentwise(
-    "Grad",
-    dim=_grad_dim,
-    at=lambda m, k, F, v, e: _unexpanded(),
-    vjp=_unexpanded,
-    doc="Adjoint of the derivative of F by the variable v, applied to e.",
-)
-Grad_WithSavedForward: Operator = componentwise(
-    "Grad_WithSavedForward",
-    dim=lambda R, v, e, out: _grad_dim(R, v, e),
-    at=lambda m, k, R, v, e, out: _unexpanded(),
-    vjp=_unexpanded,
-    doc="Grad of a reduction R whose result `out` is given.",
-)
-
-
-def _grad_matrix(F: Node, v: Node) -> Node:
-    rows = [Grad(F, v, ElemT(Const(1), F.dim, k)) for k in range(F.dim)]
-    matrix = rows[0]
-    for row in rows[1:]:
-        matrix = Concat(matrix, row)
-    return matrix
-
-
-GradMatrix: Operator = derived(
-    "GradMatrix", _grad_matrix, "Jacobian, row-major: component k * dim(v) + l is dF_k / dv_l."
-)
-
-STRUCTURAL = (Grad, Grad_WithSavedForward, GradMatrix)
-
-
-def is_gradient(node: Node) -> bool:
-    """Whether a node still has to be differentiated."""
-    return isinstance(node, Apply) and node.op in STRUCTURAL

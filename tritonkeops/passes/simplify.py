@@ -84,6 +84,8 @@ RULES = (
     Rule("a * SumT(s, n)", "s * a"),
     Rule("-SumT(s, n)", "SumT(-s, n)"),
     Rule("Elem(ElemT(s, n, m), m)", "s"),
+    Rule("ComplexReal(Complex(a, b))", "a"),
+    Rule("ComplexImag(Complex(a, b))", "b"),
     Rule("IfElse(a, b, b)", "b"),
     Rule("a * IfElse(b, c, 0)", "IfElse(b, c * a, 0)", finite=True),
     Rule("IfElse(b, a, 0) * s", "IfElse(b, a * s, 0)", finite=True),

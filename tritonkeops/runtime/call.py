@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from tritonkeops.backends.kernel import Launch, Layout, collapse
+from tritonkeops.backends.pairs import Pairs
 from tritonkeops.compiler import Program, Target
 from tritonkeops.formula.ir import Var
 from tritonkeops.runtime import tuning
+from tritonkeops.runtime.pattern import Pattern
 
 _BACKENDS = (
     "auto",
@@ -83,7 +85,7 @@ def _one_of(name: str, value: str, expected: Sequence[str]) -> None:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, expected))}")
 
 
-def check_options(backend: str, device_id: int, ranges: object) -> None:
+def check_options(backend: str, device_id: int, ranges: object = None) -> None:
     """Check the call's options; raises ValueError, TypeError, or NotImplementedError for what is not there yet."""
     _one_of("backend", backend, _BACKENDS)
     if not isinstance(device_id, int) or device_id < -1:
@@ -94,16 +96,17 @@ def check_options(backend: str, device_id: int, ranges: object) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked signature: the launch, which arguments have to be copied first, and the outputs' shapes.
+    """A checked signature: the launch, which arguments have to be copied first, and the outputs' shape and dtypes.
 
     `extents` tells how many bytes each argument spans, as it is given.
     """
 
     launch: Launch
+    layout: Layout
     reshape: tuple[tuple[int, ...] | None, ...]
     copies: tuple[int, ...]
-    outputs: tuple[tuple[tuple[int, ...], torch.dtype], ...]
-    public: tuple[int, ...]
+    shape: tuple[int, ...]
+    outputs: tuple[torch.dtype, ...]
     extents: tuple[int, ...]
 
 
@@ -118,42 +121,55 @@ class Caller:
         return {"program": self.program, "how": self.how, "_plans": {}}
 
     def __call__(
-        self, args: Sequence[Tensor], out: Tensor | tuple[Tensor, ...] | None = None, backend: str = "auto"
+        self,
+        args: Sequence[Tensor],
+        out: Tensor | tuple[Tensor, ...] | None = None,
+        backend: str = "auto",
+        pattern: Pattern | None = None,
     ) -> list[Tensor]:
-        """The outputs, each (*batch, M, dim), or (*batch, M, K[, D]) for K-reductions."""
+        """The outputs, each (*batch, M, dim), or (*batch, M, K[, D]) for K-reductions; with a pattern, over its pairs
+        in each batch entry."""
         try:
-            key = (backend, *[(x.shape, x.stride(), x.dtype, x.device, x.is_neg()) for x in args])
+            how = backend if pattern is None else (backend, pattern.form)
+            key = (how, *[(x.shape, x.stride(), x.dtype, x.device, x.is_neg()) for x in args])
             plan = self._plans.get(key)
         except (AttributeError, RuntimeError):  # no tensor, or one without strides: the plan says so
             plan, key = None, ()
         if plan is None:
-            plan = self._plan(args, backend)
+            plan = self._plan(args, backend, pattern)
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
             self._plans[key] = plan
+        pairs = None if pattern is None else self._pairs(plan, pattern, args[0].device)
         try:
             outputs = (
-                [torch.empty(shape, dtype=dtype, device=args[0].device) for shape, dtype in plan.outputs]
+                [torch.empty(plan.shape, dtype=dtype, device=args[0].device) for dtype in plan.outputs]
                 if out is None
                 else self._given(plan, out, args)
             )
             if plan.copies or any(plan.reshape):
                 args = [x if shape is None else x.reshape(shape) for x, shape in zip(args, plan.reshape, strict=True)]
                 args = [x.resolve_neg().contiguous() if n in plan.copies else x for n, x in enumerate(args)]
-            plan.launch(args, outputs, torch.get_num_threads())
+            plan.launch(args, outputs, torch.get_num_threads(), pairs)
         except RuntimeError:
             _check_memory(self.program.variables, args)
             raise
-        return [x.view(plan.public) for x in outputs] if out is None else outputs
+        return outputs
 
     def on(
-        self, args: Sequence[Tensor], out: Tensor | tuple[Tensor, ...] | None, backend: str, device_id: int
+        self,
+        args: Sequence[Tensor],
+        out: Tensor | tuple[Tensor, ...] | None,
+        backend: str,
+        device_id: int,
+        pattern: Pattern | None = None,
     ) -> list[Tensor]:
         """The outputs, where the arguments are; with a GPU's `backend`, CPU tensors go there and come back."""
         device = _elsewhere(args, backend, device_id)
         if device is None:
-            return self(args, out, backend)
-        results = [x.cpu() for x in self([x.to(device) if isinstance(x, Tensor) else x for x in args], None, backend)]
+            return self(args, out, backend, pattern)
+        there = [x.to(device) if isinstance(x, Tensor) else x for x in args]
+        results = [x.cpu() for x in self(there, None, backend, pattern and pattern.to(device))]
         if out is None:
             return results
         outputs = list(out) if isinstance(out, (tuple, list)) else [out]
@@ -164,19 +180,22 @@ class Caller:
             output.copy_(result)
         return outputs
 
+    def _pairs(self, plan: Plan, pattern: Pattern, device: torch.device) -> Pairs:
+        return pattern.pairs(self.program.reduction.axis, plan.layout.rows, plan.layout.cols, device)
+
     def _given(self, plan: Plan, out: Tensor | tuple[Tensor, ...], args: Sequence[Tensor]) -> list[Tensor]:
         device = args[0].device
         given = list(out) if isinstance(out, (tuple, list)) else [out]
         if len(given) != len(plan.outputs):
             raise ValueError(f"out: expected {len(plan.outputs)} tensors, got {len(given)}")
-        for tensor, (_, dtype) in zip(given, plan.outputs, strict=True):
+        for tensor, dtype in zip(given, plan.outputs, strict=True):
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"out: expected a tensor, got {type(tensor).__name__}")
             _check_dense("out", tensor)
             found = (tuple(tensor.shape), tensor.dtype, tensor.device, tensor.is_contiguous())
-            if found != (plan.public, dtype, device, True):
+            if found != (plan.shape, dtype, device, True):
                 raise ValueError(
-                    f"out: expected a contiguous {dtype} tensor of shape {plan.public} on {device}, got "
+                    f"out: expected a contiguous {dtype} tensor of shape {plan.shape} on {device}, got "
                     f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
                     f"{'' if tensor.is_contiguous() else ', not contiguous'}"
                 )
@@ -194,34 +213,46 @@ class Caller:
             if first < stop and start < first + extent:
                 raise ValueError(f"out: expected memory of its own, got some of {describe(var)}'s")
 
-    def _plan(self, args: Sequence[Tensor], backend: str) -> Plan:
+    def _plan(self, args: Sequence[Tensor], backend: str, pattern: Pattern | None) -> Plan:
         variables = self.program.variables
         engine = _check_tensors(variables, args, backend)
+        _check_memory(variables, args)
         extents = tuple(map(_extent, args))
         reshape = tuple(_parameter_shape(var, arg, variables, args) for var, arg in zip(variables, args, strict=True))
         args = [x if shape is None else x.reshape(shape) for x, shape in zip(args, reshape, strict=True)]
         layout = lay_out(variables, args, self.program.reduction.axis)
         copies = tuple(n for n, x in enumerate(args) if x.is_neg() or (x.shape[-1] > 1 and x.stride(-1) != 1))
         args = [x.resolve_neg().contiguous() if n in copies else x for n, x in enumerate(args)]
-        dims, public = self._shapes(layout)
-        dtype = str(args[0].dtype).removeprefix("torch.")
+        dtype, form = str(args[0].dtype).removeprefix("torch."), pattern.form if pattern else ""
         if engine == "c":
-            launch = tuning.launch(self.program, self.how.target(dtype, layout), args, layout)
+            target = replace(self.how.target(dtype, layout), pattern=form)
+            launch = tuning.launch(self.program, target, args, layout)
         else:
             sizes, _ = collapse(layout, args, [2 if var.axes else 1 for var in variables])
-            target = self.how.target(dtype, layout, "triton", dims, len(sizes))
+            target = self.how.target(dtype, layout, "triton", self.program.reduction.dim, len(sizes))
+            target = replace(target, pattern=form)
             launch = self.program.kernel(target).prepare(args, layout)
-        kinds = [torch.int64 if kind == "index" else args[0].dtype for kind in self.program.reduction.op.outputs]
-        shape = (*layout.batch, layout.rows, dims)
-        return Plan(launch, reshape, copies, tuple((shape, kind) for kind in kinds), public, extents)
+        return Plan(launch, layout, reshape, copies, self._shape(layout), self._dtypes(args[0].dtype), extents)
 
-    def _shapes(self, layout: Layout) -> tuple[int, tuple[int, ...]]:
+    def empty(self, args: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors like the outputs, of arguments that need no memory."""
+        variables = self.program.variables
+        _check_tensors(variables, args, "auto")
+        shapes = [_parameter_shape(var, arg, variables, args) for var, arg in zip(variables, args, strict=True)]
+        args = [x if shape is None else x.reshape(shape) for x, shape in zip(args, shapes, strict=True)]
+        shape = self._shape(lay_out(variables, args, self.program.reduction.axis))
+        return [args[0].new_empty(shape, dtype=dtype) for dtype in self._dtypes(args[0].dtype)]
+
+    def _dtypes(self, dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+        return tuple(torch.int64 if kind == "index" else dtype for kind in self.program.reduction.op.outputs)
+
+    def _shape(self, layout: Layout) -> tuple[int, ...]:
+        """That of each output: components last, K of the K-reductions before them or in their place."""
         node = self.program.reduction
-        rows, dim = (*layout.batch, layout.rows), node.dim
-        if not node.op.takes_k:
-            return dim, (*rows, dim)
-        inner = dim // node.k
-        return dim, (*rows, node.k) if inner == 1 else (*rows, node.k, inner)
+        inner = node.dim // node.k if node.op.takes_k else node.dim
+        neighbours = (node.k,) if node.op.takes_k else ()
+        components = (inner,) if inner > 1 or not neighbours else ()
+        return (*layout.batch, layout.rows, *neighbours, *components)
 
 
 def _elsewhere(args: Sequence[Tensor], backend: str, device_id: int) -> torch.device | None:
@@ -284,7 +315,6 @@ def _check_tensors(variables: Sequence[Var], args: Sequence[Tensor], backend: st
         if arg.ndim < least or (arg.shape[-1] if arg.ndim else 1) != var.dim:
             rows = {"Vi": "(..., M, ", "Vj": "(..., N, ", "Pm": "(..., "}[var.category.keyword]
             raise ValueError(f"{describe(var)}: expected shape {rows}{var.dim}), got {tuple(arg.shape)}")
-    _check_memory(variables, args)
     return engine
 
 

@@ -9,7 +9,8 @@ from typing import SupportsIndex
 
 from tritonkeops.backends.kernel import Layout
 from tritonkeops.compiler import Program, explain
-from tritonkeops.runtime.call import DTYPES, Caller, accuracy
+from tritonkeops.runtime.call import DTYPES, Caller, accuracy, check_options
+from tritonkeops.runtime.reducer import Reducer, Where
 
 
 class GenredBase:
@@ -73,6 +74,7 @@ class GenredBase:
         self.reduction_op, self.axis, self.opt_arg, self.formula2 = reduction_op, axis, opt_arg, formula2
         program = Program(formula, aliases, reduction_op, axis, operator.index(opt_arg or 0), formula2)
         self._call = Caller(program, accuracy(program, dtype_acc, use_double_acc, sum_scheme))
+        self._reducers: dict[Where, Reducer] = {}
 
     def explain(self, stage: str = "c", dtype: str = "float32", target: str | None = None) -> str:
         """The text of a stage of compilation, for data of a dtype and many rows.
@@ -86,6 +88,14 @@ class GenredBase:
             raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(map(repr, DTYPES))}")
         many = Layout((), 2**20, 2**20)
         return explain(self._call.program, stage, how.target(dtype, many, "triton" if target else "c"), target)
+
+    def _reducer(self, where: Where) -> Reducer:
+        """The reduction at a place, over a kind of pattern."""
+        found = self._reducers.get(where)
+        if found is None:
+            check_options(where.backend, where.device_id)
+            found = self._reducers[where] = Reducer(self._call, where)
+        return found
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._call.program.typed.root!r})"

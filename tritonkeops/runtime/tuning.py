@@ -29,9 +29,10 @@ _ROUNDS = 3
 
 
 def launch(program: Program, target: Target, args: Sequence[Tensor], layout: Layout) -> Launch:
-    """A launch for the arguments, tuned if that is asked for."""
+    """A launch for the arguments, tuned if that is asked for; not for patterns, whose pairs vary from call to call."""
     schedule = None
-    if os.environ.get("TRITONKEOPS_AUTOTUNE", "off") == "measure" and compiler() is not None:
+    measure = os.environ.get("TRITONKEOPS_AUTOTUNE", "off") == "measure" and not target.pattern
+    if measure and compiler() is not None:
         schedule = _tuned(program, target, args, layout)
     return program.kernel(target, schedule).prepare(args, layout)
 

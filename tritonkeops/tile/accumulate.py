@@ -15,6 +15,8 @@ from dataclasses import replace
 from tritonkeops.tile.ir import BOOL, INDEX, Store, TileProgram, Value, topological
 
 _ARGS = ("argmin_j", "argmax_j")
+_ASKS = {"where": (0, 1), "and": (1, 0)}
+"""The operand that may ask whether a pair is inside of a pattern, and the one that is the result if it is."""
 
 
 def arrange(program: TileProgram) -> TileProgram:
@@ -60,6 +62,19 @@ def _coarse(program: TileProgram) -> TileProgram:
     return replace(program, update=update, refine=tuple(refine))
 
 
+def everywhere(program: TileProgram) -> TileProgram:
+    """The program for tiles of pairs that all belong to its pattern: whether they are inside is not asked."""
+    asking = [x for x in (program.guard, program.screen) if x]
+    known: dict[Value, Value] = {}
+    for value in topological([*(store.value for store in program.update), *asking]):
+        asked, result = _ASKS.get(value.op, (0, 0))
+        if value.op in _ASKS and value.args[asked].op == "inside":
+            known[value] = _substitute(value.args[result], known)
+    update = tuple(replace(store, value=_substitute(store.value, known)) for store in program.update)
+    guard, screen = (x and _substitute(x, known) for x in (program.guard, program.screen))
+    return replace(program, update=update, guard=guard, screen=screen)
+
+
 def _substitute(root: Value, known: dict[Value, Value]) -> Value:
     """The value with others in its operands' places; `known` also holds what was rebuilt before."""
     for value in topological([root]):
@@ -76,9 +91,11 @@ _BEST: Mapping[str, str] = {"ge": "min_j", "gt": "min_j", "le": "max_j", "lt": "
 def _any_j(condition: Value) -> Value:
     """Whether a condition holds for some row j of the tile: `not (x >= a)` or its kin, or such conditions joined by or.
 
-    A tile reduction skips NaN, of which a guard must not be sure either.
+    A tile reduction skips NaN, of which a guard must not be sure either; and what is not inside a pattern.
     """
     axes = (condition.axes - {"j"}) | {"tile"}
+    if condition.op == "and" and condition.args[1].op == "inside":
+        return _any_j(condition.args[0])
     if condition.op == "or":
         return replace(condition, args=tuple(map(_any_j, condition.args)), axes=axes)
     assert condition.op == "not", condition

@@ -9,6 +9,15 @@ The axes of a value place it:
 
 so that nothing but the emission of loops is left to a back end. A program's `i` is the axis that is kept and `j` the
 one that is reduced, whatever they were called in the formula.
+
+A program may be for a pattern of pairs, with `count_j` rows j for each row i:
+
+    ranges       blocks of rows i, each against intervals of rows j: within them nothing differs from a dense program
+    band         rows j from one number to another that grow with i
+    lists        rows j that are listed for each row i: what is read of a row j then varies with i as well
+
+For the last two, tiles reach beyond the pairs of the pattern. `inside` tells for each pair whether it counts; what
+does not is replaced, where tiles are reduced, by what changes nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +32,9 @@ from tritonkeops.tile.schedule import Schedule
 FLOAT, INDEX, BOOL = "float", "index", "bool"
 COMPONENT_LOOPS = ("sum", "max", "min", "argmax", "argmin")
 TILE_REDUCTIONS = ("sum_j", "max_j", "min_j", "argmin_j", "argmax_j")
+PATTERNS = ("ranges", "band", "lists")
+MASKED = ("band", "lists")
+"""Patterns whose tiles hold pairs that do not count."""
 
 
 class Symbolic:
@@ -186,6 +198,7 @@ class TileProgram:
     finish: tuple[Store, ...]
     refine: tuple[Store, ...] = ()
     screen: Value | None = None
+    pattern: str = ""
 
     @property
     def spread(self) -> frozenset[str]:
@@ -251,6 +264,7 @@ def _in_bounds(position: Position, size: int, chosen: frozenset[Index]) -> bool:
 def show(program: TileProgram) -> str:
     """MLIR-like text: inputs, accumulators, then what the prologue, the j loop, merge and epilogue compute."""
     lines = [f'tile.program "{program.title}" {{', f"  schedule {program.schedule}"]
+    lines += [f"  pattern {program.pattern}"] if program.pattern else []
     lines += [f"  input %{x.name} : {x.dim} {{{x.axis}}}" for x in program.inputs]
     lines += [f"  accumulator {f.name} : {f.size} {INDEX if f.index else FLOAT} = {f.identity}" for f in program.fields]
     names: dict[Value, str] = {}

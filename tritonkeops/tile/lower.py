@@ -15,6 +15,7 @@ from tritonkeops.tile.ir import (
     BOOL,
     FLOAT,
     INDEX,
+    MASKED,
     Index,
     Input,
     Output,
@@ -129,13 +130,15 @@ _UNARY = (
 )
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 _LOGIC = ("and", "or", "not")
+_NEUTRAL = {"sum_j": 0, "max_j": -math.inf, "min_j": math.inf, "argmax_j": -math.inf, "argmin_j": math.inf}
 
 
 class TileMath:
     """The abstract math namespace `m` that builds tile values, equal ones once (value numbering)."""
 
-    def __init__(self, unroll_dims: int, unroll_places: int) -> None:
-        self.unroll_dims, self.unroll_places = unroll_dims, unroll_places
+    def __init__(self, unroll_dims: int, unroll_places: int, pattern: str = "") -> None:
+        self.unroll_dims, self.unroll_places, self.pattern = unroll_dims, unroll_places, pattern
+        self._axes_of_j = frozenset[Any]("ij" if pattern == "lists" else "j")
         self._known: dict[tuple[Any, ...], Value] = {}
         self._counters = 0
         for name in _UNARY:
@@ -175,13 +178,26 @@ class TileMath:
         return self.make("number", (), (k,), FLOAT, frozenset(indices_of(k)))
 
     def count_j(self) -> Scalar:
-        return self.make("count_j", (), (), INDEX, frozenset())
+        return self.make("count_j", (), (), INDEX, frozenset("i" if self.pattern else ""))
 
     def index_j(self) -> Scalar:
-        return self.make("index_j", (), (), INDEX, frozenset("j"))
+        return self.make("index_j", (), (), INDEX, self._axes_of_j)
+
+    def inside(self, x: Scalar, otherwise: float) -> Scalar:
+        """x for the pairs of the pattern, and another value for those that a tile holds beside them."""
+        if self.pattern not in MASKED:
+            return x
+        return self.where(self._inside(), x, otherwise)
+
+    def _inside(self) -> Scalar:
+        return self.make("inside", (), (), BOOL, frozenset("ij"))
+
+    def passing(self, guard: Scalar) -> Scalar:
+        """A guard that lets only pairs of the pattern pass."""
+        return guard & self._inside() if self.pattern in MASKED else guard
 
     def load(self, source: Input, k: Position) -> Scalar:
-        axes = frozenset[Any](source.axis) | indices_of(k)
+        axes = (self._axes_of_j if source.axis == "j" else frozenset[Any](source.axis)) | indices_of(k)
         return self.make("load", (), (source.position, k), FLOAT, axes)
 
     def acc(self, which: str, each: Field, k: Position) -> Scalar:
@@ -214,6 +230,7 @@ class TileMath:
         return self.emit("minimum", a, b)
 
     def _over_tile(self, op: str, x: Scalar) -> Scalar:
+        x = self.inside(x, _NEUTRAL[op])
         axes = (x.value.axes - {"j"}) | {"tile"}
         return self.make(op, [x.value], (), INDEX if op.startswith("arg") else FLOAT, axes)
 
@@ -264,10 +281,14 @@ class TileMath:
 
 
 def lower(
-    node: Reduction, schedule: Schedule, variables: Sequence[Var] | None = None, title: str | None = None
+    node: Reduction,
+    schedule: Schedule,
+    variables: Sequence[Var] | None = None,
+    title: str | None = None,
+    pattern: str = "",
 ) -> TileProgram:
     """Lower a differentiated, expanded reduction. `variables` are the call's arguments, used or not."""
-    m = TileMath(schedule.unroll_dims, schedule.unroll_places)
+    m = TileMath(schedule.unroll_dims, schedule.unroll_places, pattern)
     used = [x for x in postorder([node]) if isinstance(x, Var)]
     inputs = tuple(_input(var, node.axis) for var in sorted(variables or used, key=lambda var: var.position))
     vectors = _lower_formulas(m, node, {x.position: x for x in inputs})
@@ -293,6 +314,7 @@ def lower(
         merge=_stores(m, names, merge),
         merge_over=merge_over,
         finish=_stores(m, [output.name for output in outputs], results),
+        pattern=pattern,
     )
     program = arrange(program)
     verify(program)
@@ -305,8 +327,10 @@ def _update(
     if node.op.fold:
         return node.op.fold(m, acc, *vectors), None
     assert node.op.step is not None and node.op.guard is not None
+    # The insertion rejects NaN.
+    kept = [Vector(each.dim, lambda c, each=each: m.inside(each[c], math.nan)) for each in vectors]  # type: ignore[misc]
     rows = Vector(vectors[0].dim, lambda c: m.index_j())
-    return node.op.step(m, acc, rows, *vectors), node.op.guard(m, acc, *vectors).value
+    return node.op.step(m, acc, rows, *kept), m.passing(node.op.guard(m, acc, *kept)).value
 
 
 def _merge(m: TileMath, node: Reduction, acc: dict[str, SimpleNamespace]) -> tuple[Sequence[Vector], Index | None]:

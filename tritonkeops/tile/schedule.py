@@ -66,9 +66,9 @@ def vector_bytes() -> int:
 
 
 def choose_cpu(
-    node: Reduction, itemsize: int, scheme: str = "direct_sum", rows: int = 0, long: bool = False
+    node: Reduction, itemsize: int, scheme: str = "direct_sum", rows: int = 0, long: bool = False, pattern: str = ""
 ) -> CpuSchedule:
-    """The schedule for a reduction on data of `itemsize` bytes.
+    """The schedule for a reduction on data of `itemsize` bytes, over the pairs of a pattern of some kind if not of all.
 
     `rows` > 0 says that so few rows i are asked for that wider tiles would be idle; `long` that indices pass 2^31.
     """
@@ -121,17 +121,21 @@ _REGISTERS = 96  # of a thread, for the accumulators of a spread sum, or for wha
 _THREE_BLOCKS = 168  # registers of a thread when three blocks of four warps share a multiprocessor
 _SUMMED = 64  # numbers that a partial sum adds up, one after the other
 _UNPACKED = 16  # rows i that read each row j too seldom to pay for packing it
+_OF_RANGES = 128  # rows i: clusters of points are not much larger
+_GATHERED = 128, 8, 4  # block_i, block_j and warps: each pair has addresses of its own, which take registers
 _WARP = 32
 
 
 def choose_gpu(
-    node: Reduction, itemsize: int, scheme: str = "direct_sum", rows: int = 0, long: bool = False
+    node: Reduction, itemsize: int, scheme: str = "direct_sum", rows: int = 0, long: bool = False, pattern: str = ""
 ) -> GpuSchedule:
-    """The schedule for a reduction in arithmetic of `itemsize` bytes; `rows` and `long` as in `choose_cpu`.
+    """The schedule for a reduction in arithmetic of `itemsize` bytes; `rows`, `long` and `pattern` as in `choose_cpu`.
 
     The sizes are those with the fewest instructions per pair for compute capability 9.0 (bench/machine_code.py).
     """
     looped, guarded, words = _largest_dim(node) > _UNROLL, node.op.guard is not None, itemsize // 4
+    if pattern == "ranges":
+        rows = rows or _OF_RANGES
     fields = node.op.fields([arg.dim for arg in node.args], node.k)
     in_memory = max(field.size for field in fields) > (_PLACES if guarded else _UNROLL)
     accumulators = 0 if in_memory else words * sum(field.size for field in fields)
@@ -140,7 +144,9 @@ def choose_gpu(
     spreads = node.op.linear and node.op.compensated is not None and not in_memory
     pairs = _pairs_per_thread(accumulators if spreads else 0, column, 32 if looped else 64, words)
     spread = spreads and accumulators * pairs <= _REGISTERS
-    if guarded:
+    if pattern == "lists":
+        block_i, block_j, num_warps = min(rows or _GATHERED[0], _GATHERED[0]), *_GATHERED[1:]
+    elif guarded:
         block_i, block_j, num_warps = _list_tile(node.k, itemsize, rows, looped)
     else:
         block_i, block_j, num_warps = _tile(pairs, _columns(column - accumulators * spread), rows)
@@ -150,7 +156,7 @@ def choose_gpu(
         unroll_places=_PLACES,
         screened=guarded,
         spread=spread,
-        coarse=any(field.index for field in fields) and len(fields) == sum(field.size for field in fields),
+        coarse=not pattern and any(f.index for f in fields) and len(fields) == sum(f.size for f in fields),
         block_sum=_SUMMED * block_j if scheme == "block_sum" and node.op.float_sum and not in_memory else 0,
         index_bits=64 if long else 32,
         block_i=block_i,

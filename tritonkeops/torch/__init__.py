@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from tritonkeops.runtime.call import check_options
+from tritonkeops.runtime.differentiable import differentiable
 from tritonkeops.runtime.genred import GenredBase
+from tritonkeops.runtime.library import constant_for_dynamo, records, traced
+from tritonkeops.runtime.pairs import pairs_of_call
+from tritonkeops.runtime.reducer import Recipe, Reducer, Where
 
 __all__ = ["Genred"]
+
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 class Genred(GenredBase):
@@ -22,8 +28,14 @@ class Genred(GenredBase):
         device_id: int = -1,
         ranges: tuple[Tensor, ...] | None = None,
         out: Tensor | tuple[Tensor, ...] | None = None,
+        mask: str | None = None,
+        neighbors: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """Reduce.
+
+        Differentiable to any order, in reverse and forward mode, by every argument (Min, Max and the K-reductions too,
+        through the rows they find); torch.compile, torch.export, torch.func and torch.vmap see one operation. Under
+        autocast, half-precision arguments are computed in float32.
 
         Args:
             args: one tensor per variable: Vi (..., M, dim), Vj (..., N, dim), Pm (..., dim), of one dtype and device;
@@ -33,29 +45,50 @@ class Genred(GenredBase):
                 the device. "CPU" accepts CPU tensors only. "GPU" (and KeOps' "GPU_1D", "GPU_2D_device" ...) sends CPU
                 tensors to a GPU, and the result back.
             device_id: number of that GPU; -1 for the current one. For tensors on a GPU, their own.
-            ranges: not there yet.
+            ranges: block sparsity, KeOps' six integer tensors (ranges_i, slices_i, redranges_j, ranges_j, slices_j,
+                redranges_i): cluster c of rows i, ranges_i[c] = (start, end), meets the rows j of the intervals
+                redranges_j[slices_i[c-1]:slices_i[c]]; the last three tell the same of j, for axis=0 and for gradients.
+                See tritonkeops.torch.cluster.from_matrix. Batch entries share it.
             out: contiguous tensor (or a pair for the Min_ArgMin family) that receives the result, in memory of its own.
+            mask: pairs to keep, by their row numbers: "i<j", "i<=j", "i>j", "i>=j", or a band "|i-j|<=5".
+            neighbors: (M, k) integers: the rows j that each row i meets; -1 is none.
 
         Returns:
             (..., M, dim) for axis=1 and (..., N, dim) for axis=0; (..., M, K) or (..., M, K, dim) for K-reductions;
-            int64 indices; the pair (values, indices) for the Min_ArgMin family.
+            int64 indices; the pair (values, indices) for the Min_ArgMin family. Rows without pairs have the value that
+            the README lists for N = 0.
 
         Raises:
-            ValueError, TypeError: arguments that do not fit the formula, named. NotImplementedError: see above.
+            ValueError, TypeError: arguments that do not fit the formula, named.
         """
-        if backend != "auto" or device_id != -1 or ranges is not None:
-            check_options(backend, device_id, ranges)
-        reverse = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
-        if reverse or (forward_ad._current_level >= 0 and any(map(_has_tangent, args))):
-            raise NotImplementedError(
-                "gradients by autograd are not there yet: write Grad(...) in the formula, or call under torch.no_grad()"
-            )
-        if backend == "auto" and device_id == -1:
-            outputs = self._call(args, out)
+        kind, pattern = pairs_of_call(ranges, mask, neighbors)
+        if _autocasts(args):
+            args = tuple(x.float() if isinstance(x, Tensor) and x.dtype in _HALVES else x for x in args)
+        if torch.compiler.is_compiling() and out is None:
+            outputs = differentiable(Recipe(*self._recipe(backend, device_id, kind)), args, pattern)
         else:
-            outputs = self._call.on(args, out, backend, device_id)
+            outputs = self._eager(self._reducer(Where(backend, device_id, kind)), args, pattern, out)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
+    def _eager(
+        self,
+        reducer: Reducer,
+        args: tuple[Tensor, ...],
+        pattern: tuple[Tensor, ...],
+        out: Tensor | tuple[Tensor, ...] | None,
+    ) -> list[Tensor]:
+        if not (traced(args) or records(args)):
+            return reducer.launch(args, pattern, out)
+        if out is not None:
+            raise ValueError("out: expected None where arguments require gradients, or under a transform of torch")
+        return differentiable(reducer.recipe, args, pattern)
 
-def _has_tangent(x: object) -> bool:
-    return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+    @constant_for_dynamo
+    def _recipe(self, backend: str, device_id: int, kind: str) -> tuple[Any, ...]:
+        return tuple(self._reducer(Where(backend, device_id, kind)).recipe)
+
+
+def _autocasts(args: tuple[Tensor, ...]) -> bool:
+    """Whether autocast is on where the arguments are."""
+    kind = args[0].device.type if args and isinstance(args[0], Tensor) else ""
+    return kind in ("cpu", "cuda", "xpu") and torch.is_autocast_enabled(kind)

@@ -18,16 +18,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tritonkeops import cache
 from tritonkeops.backends.kernel import Layout
+from tritonkeops.backends.pairs import Band, Lists, Pairs, Ranges
 from tritonkeops.tile.ir import TileProgram
 from tritonkeops.tile.schedule import CpuSchedule, vector_bytes
 
 log = logging.getLogger("tritonkeops")
 _HERE = Path(__file__).parent
-_HEADERS = ("kernel.h", "math.h", "tiles.h")
+_HEADERS = ("kernel.h", "math.h", "tiles.h", "pattern.h", "ranges.h", "band.h", "lists.h")
 _locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
@@ -116,13 +118,22 @@ def _compile(command: list[str], source: str, key: str, title: str) -> Path:
         return cache.keep(key, library.read_bytes(), ".so", title)
 
 
+class _Pattern(ctypes.Structure):
+    """The struct Pattern of kernel.h."""
+
+    _fields_ = [
+        ("tiles", ctypes.c_int64), ("tile", ctypes.c_void_p), ("span", ctypes.c_void_p), ("low", ctypes.c_int64),
+        ("high", ctypes.c_int64), ("start", ctypes.c_void_p), ("list", ctypes.c_void_p),
+    ]  # fmt: skip
+
+
 class _Call(ctypes.Structure):
     """The struct Call of kernel.h."""
 
     _fields_ = [
         ("data", ctypes.c_void_p), ("stride", ctypes.c_void_p), ("offset", ctypes.c_void_p), ("batch", ctypes.c_int64),
         ("rows", ctypes.c_int64), ("cols", ctypes.c_int64), ("splits", ctypes.c_int64), ("value", ctypes.c_void_p),
-        ("index", ctypes.c_void_p),
+        ("index", ctypes.c_void_p), ("pattern", ctypes.c_void_p),
     ]  # fmt: skip
 
 
@@ -155,12 +166,17 @@ class CLaunch:
         self._kinds = [output.index for output in program.outputs]
         assert isinstance(program.schedule, CpuSchedule)
         self._lanes: int = program.schedule.lanes
-        self._work = self._entries * layout.rows * layout.cols * (8 + 2 * sum(x.dim for x in program.inputs if x.axis))
+        self._index = torch.int64 if program.schedule.index_bits == 64 else torch.int32
+        self._pair_work = self._entries * (8 + 2 * sum(x.dim for x in program.inputs if x.axis))
+        self._work = self._pair_work * layout.rows * layout.cols
         self._addresses = ctypes.c_void_p * len(args)
 
-    def __call__(self, args: Sequence[Tensor], outputs: Sequence[Tensor], threads: int) -> None:
+    def __call__(
+        self, args: Sequence[Tensor], outputs: Sequence[Tensor], threads: int, pairs: Pairs | None = None
+    ) -> None:
         """See Launch. Raises RuntimeError for tensors without memory, MemoryError where a few MB cannot be had."""
-        threads = max(1, min(threads, self._work // _THREAD_WORK))
+        work = self._work if pairs is None else self._pair_work * pairs.count
+        threads = max(1, min(threads, work // _THREAD_WORK))
         addresses = [arg.data_ptr() for arg in args]
         if 0 in addresses and any(arg.numel() and not arg.data_ptr() for arg in args):
             raise RuntimeError("a tensor has no memory to read")
@@ -171,8 +187,20 @@ class CLaunch:
             ctypes.addressof(data), ctypes.addressof(self._stride), self._offset.ctypes.data, self._entries,
             self._layout.rows, self._layout.cols, self._splits(threads), value, index,
         )  # fmt: skip
+        if pairs is not None:
+            pattern = self._pattern(pairs)
+            call.pattern = ctypes.addressof(pattern)
         if self._entries * self._layout.rows and self._run(ctypes.addressof(call), threads):
             raise MemoryError("no memory for the accumulators of a reduction")
+
+    def _pattern(self, pairs: Pairs) -> _Pattern:
+        if isinstance(pairs, Band):
+            return _Pattern(low=pairs.low, high=pairs.high)
+        if isinstance(pairs, Lists):
+            return _Pattern(start=pairs.start.data_ptr(), list=pairs.columns_as(self._index).data_ptr())
+        assert isinstance(pairs, Ranges)
+        tiles = pairs.tiles(self._lanes)
+        return _Pattern(tiles=len(tiles), tile=tiles.data_ptr(), span=pairs.spans.data_ptr())
 
     def _splits(self, threads: int) -> int:
         """Into how many parts to split j, so that few rows still occupy all threads."""

@@ -14,6 +14,7 @@ from fractions import Fraction
 import numpy as np
 
 from tritonkeops.formula.ir import rounded
+from tritonkeops.tile.accumulate import everywhere
 from tritonkeops.tile.ir import (
     BOOL,
     COMPONENT_LOOPS,
@@ -44,18 +45,26 @@ _PRECEDENCE = {op: level for op, (_, level) in _INFIX.items()} | {
     "where": 0,
     "maximum": 0,
     "minimum": 0,
+    "inside": 1,
 }
 _ATOM = 9
+_LEAVES = ("load", "acc", "number", "index_j", "count_j", "inside")
+_PATTERN_ROWS = {
+    "ranges": ["  idx_t from[LANES], to[LANES];"],
+    "band": ["  idx_t from[LANES], to[LANES];"],
+    "lists": ["  idx_t from[LANES], to[LANES];", "  const idx_t *list[LANES];"],
+}
 _RESERVED = frozenset({
     "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern",
     "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed",
     "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "asm",
     "typeof", "unix", "linux", "real", "stride", "Inputs", "Rows", "Acc", "Call", "Task", "Crew", "Scratch", "at_most",
     "inside", "work", "share", "run", "fold_part", "tiles_of", "open_tile", "whole_task", "split_task", "merge_task",
+    "Pattern", "Fold", "fold_blocks", "close_block", "rows_of", "fold_tile", "pattern_task", "from", "to", "list",
 })  # fmt: skip
 _LOCALS = frozenset({
     "in", "r", "begin", "end", "acc", "j", "l", "w", "u", "row", "hit", "wanted", "call", "first", "count", "value",
-    "index",
+    "index", "column",
 })  # fmt: skip
 _INLINE = 48  # expressions used once and no longer than this are written where they are used
 
@@ -81,8 +90,9 @@ class _Emitter:
         return [self.inputs[p] for p in sorted(positions)]
 
     def text(self) -> str:
-        parts = [self._header(), self._types(), self._bind(), self._prologue(), self._start(), self._fold()]
-        return "\n".join([*parts, self._merge(), self._finish(), '#include "tiles.h"\n'])
+        parts = [self._header(), self._types(), self._bind(), self._prologue(), self._start(), *self._folds()]
+        frame = self.program.pattern or "tiles"
+        return "\n".join([*parts, self._merge(), self._finish(), f'#include "{frame}.h"\n'])
 
     def _header(self) -> str:
         p, s = self.program, self.schedule
@@ -92,6 +102,7 @@ class _Emitter:
             "/* " + p.title.replace("*/", "* /"),
             *described,
             f" * schedule: {s}",
+            *([f" * pattern: {p.pattern}"] if p.pattern else []),
             " */",
             '#include "kernel.h"',
             "",
@@ -111,6 +122,7 @@ class _Emitter:
         for value, name in self.rows.items():
             size = "".join(f"[{k.size}]" for k in value.indices)
             rows.append(f"  real {name}{size}[LANES];")
+        rows += _PATTERN_ROWS.get(self.program.pattern, [])
         fields = [f"  {'idx_t' if f.index else 'acc_t'} {f.name}[{f.size}][LANES];" for f in self.program.fields]
         structs = (("Inputs", "where the rows are", pointers + strides), ("Rows", "what depends on i alone", rows),
                    ("Acc", "accumulators", fields))  # fmt: skip
@@ -156,10 +168,17 @@ class _Emitter:
             lines.append(f"    for (int l = 0; l < LANES; l++) acc->{f.name}[k][l] = {value};")
         return "\n".join([*lines, "}\n"])
 
-    def _fold(self) -> str:
+    def _folds(self) -> list[str]:
+        """The fold; for a band one for its edges as well, where it does not hold all pairs of a tile."""
+        if self.program.pattern != "band":
+            return [self._fold(self.program, "fold", "Fold rows j from `begin` to `end` into the accumulators.")]
+        inner = self._fold(everywhere(self.program), "fold", "Fold rows j that the band holds for all lanes.")
+        return [inner, self._fold(self.program, "fold_edge", "Fold rows j that the band holds for some of the lanes.")]
+
+    def _fold(self, program: TileProgram, name: str, title: str) -> str:
         signature = "const Inputs *restrict in, const Rows *restrict r, int64_t begin, int64_t end, Acc *restrict acc"
         body = _Body(self)
-        values = [s.value for s in self.program.update] + ([self.program.guard] if self.program.guard else [])
+        values = [s.value for s in program.update] + ([program.guard] if program.guard else [])
         body.line("(void)in, (void)r;")
         body.uniform_head(values)
         body.line("int64_t j = begin;")
@@ -168,26 +187,27 @@ class _Emitter:
             header = f"for (; j + {unroll} <= end; j += {unroll}) {{" if unroll > 1 else "for (; j < end; j++) {"
             each.line(header)
             each.depth += 1
-            self._group(each, unroll)
+            self._group(program, each, unroll)
             each.depth -= 1
             each.line("}")
             if self.schedule.unroll == 1:
                 break
         lines = body.indented() + (tail.indented() if self.schedule.unroll > 1 else [])
-        title = "/* Fold rows j from `begin` to `end` into the accumulators. */"
-        return "\n".join([title, f"static void fold({signature}) {{", *lines, "}\n"])
+        return "\n".join([f"/* {title} */", f"static void {name}({signature}) {{", *lines, "}\n"])
 
-    def _group(self, body: _Body, unroll: int) -> None:
+    def _group(self, program: TileProgram, body: _Body, unroll: int) -> None:
         """One tile of `unroll` rows j against all lanes, `width` of them at a time."""
-        program, blocked = self.program, self.schedule.width < self.schedule.lanes
+        blocked = self.schedule.width < self.schedule.lanes
         body.unroll = unroll
+        if program.pattern == "lists":
+            body.columns()
         roots = [s.value for s in program.update] + ([program.guard] if program.guard else [])
         body.uniform_level(roots)
         if blocked:
             body.line("for (int w = 0; w < LANES; w += WIDTH) {")
             body.depth += 1
         if program.guard:
-            self._guarded(body, program.guard, unroll)
+            self._guarded(body, program, program.guard, unroll)
         else:
             self._update(body, program.update)
         if blocked:
@@ -203,9 +223,9 @@ class _Emitter:
         for k, group in looped.items():
             body.loop(k, [s.value for s in group], lambda group=group: body.stores(group))  # type: ignore[misc]
 
-    def _guarded(self, body: _Body, guard: Value, unroll: int) -> None:
+    def _guarded(self, body: _Body, program: TileProgram, guard: Value, unroll: int) -> None:
         """Test all pairs of the tile first; insert only the rows j that some lane wants."""
-        values = [s.value for s in self.program.update]
+        values = [s.value for s in program.update]
         sources = _sources(values)
         for value in sources:
             body.plan_array(value)
@@ -225,8 +245,9 @@ class _Emitter:
             pragma="#pragma omp simd reduction(| : wanted)",
         )
         body.line("if (!wanted) continue;")
-        body.line("const idx_t row = (idx_t)(j + u);")
-        self._update(body, self.program.update)
+        if program.pattern != "lists":
+            body.line("const idx_t row = (idx_t)(j + u);")
+        self._update(body, program.update)
         body.runtime_u = False
         body.depth -= 1
         body.line("}")
@@ -324,6 +345,12 @@ class _Body:
     def _next(self) -> int:
         self.counter[0] += 1
         return self.counter[0]
+
+    def columns(self) -> None:
+        """The rows j of a tile, lane by lane: the next ones of the lanes' lists, or row 0 beyond their end."""
+        self.line(f"idx_t column[{self.unroll}][LANES];")
+        self.line(f"for (int u = 0; u < {self.unroll}; u++)")
+        self.line("  for (int l = 0; l < LANES; l++) column[u][l] = j + u < r->to[l] ? r->list[l][j + u] : 0;")
 
     # Values that are the same for all lanes ---------------------------------------------------------------------------
 
@@ -453,7 +480,7 @@ class _Body:
 
     def _computed(self, value: Value) -> bool:
         """Whether a value needs a statement in a loop over lanes (or a sum); the others are written in place."""
-        if value.op in ("const", "load", "acc", "number", "index_j", "count_j") or value.type == BOOL:
+        if value.op in ("const", *_LEAVES) or value.type == BOOL:
             return False
         return value.by_row or "tile" in value.axes
 
@@ -608,7 +635,7 @@ class _Body:
         for u in us:
             term = self.expr(x, u, 4)
             if value.op.startswith("arg"):
-                lines.append(f"{name} = {term} {sign} {best} ? (idx_t)(j + {u}) : {name};")
+                lines.append(f"{name} = {term} {sign} {best} ? {self._row_j(u)} : {name};")
             lines.append(f"{best} = {term} {sign} {best} ? {term} : {best};")
         return lines
 
@@ -661,16 +688,19 @@ class _Body:
 
     def _read(self, element: str, value: Value, stem: str) -> str:
         """An array element, read once per lane before anything else: a load inside of a choice would not vectorise."""
+        return self._element(element, self.type(value), stem)
+
+    def _element(self, element: str, kind: str, stem: str) -> str:
         if element not in self.read_names:
             self.read_names[element] = self._claim(stem)
-        self.reads[element] = (self.type(value), self.read_names[element])
+        self.reads[element] = (kind, self.read_names[element])
         return self.read_names[element]
 
     def operation(self, value: Value, u: int) -> str:
         op, args = value.op, value.args
         if op == "const":
             return _constant(value.attr[0], "idx_t" if value.type == INDEX else self.kernel.real)
-        if op in ("load", "acc", "number", "index_j", "count_j"):
+        if op in _LEAVES:
             return self._leaf(value, u)
         if op == "piecewise":
             return self._piecewise(value, u)
@@ -700,9 +730,12 @@ class _Body:
         if value.op == "number":
             return f"(real){value.attr[0]}"
         if value.op == "count_j":
-            return "(idx_t)call->cols"
+            return f"({self._bound('to')} - {self._bound('from')})" if value.by_row else "(idx_t)call->cols"
         if value.op == "index_j":
-            return "row" if self.runtime_u else f"(idx_t)(j + {u})"
+            return "row" if self.runtime_u and not value.by_row else self._row_j(u)
+        if value.op == "inside":
+            place = f"(idx_t)(j + {'u' if self.runtime_u else u})"
+            return f"({place} >= {self._bound('from')}) & ({place} < {self._bound('to')})"
         if value.op == "acc":
             which, name, position = value.attr
             size = next(field.size for field in self.kernel.program.fields if field.name == name)
@@ -717,7 +750,20 @@ class _Body:
             return self._read(f"r->{name}[{position}][{self.base}l]", value, self._component(value))
         if not source.axis:
             return f"in->{name}[{position}]"
+        if value.by_row:
+            element = f"in->{name}[(int64_t){self._row_j(u)} * in->stride.{name} + {position}]"
+            return self._read(element, value, f"{self._component(value)}_{'u' if self.runtime_u else u}")
         return f"in->{name}[{f'(j + {u})' if u else 'j'} * in->stride.{name} + {position}]"
+
+    def _bound(self, name: str) -> str:
+        """Where the rows j of a lane begin, or end."""
+        return self._element(f"r->{name}[{self.base}l]", "idx_t", f"{name}_")
+
+    def _row_j(self, u: int) -> str:
+        """Row j of a pair."""
+        if self.kernel.program.pattern != "lists":
+            return f"(idx_t)(j + {u})"
+        return f"column[{'u' if self.runtime_u else u}][{self.base}l]"
 
     def _piecewise(self, value: Value, u: int) -> str:
         k, *stops = value.attr

@@ -30,6 +30,17 @@ static inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 /* A component number that a branch not taken may push out of its vector. */
 static inline int64_t inside(int64_t k, int64_t dim) { return k < 0 ? 0 : k < dim ? k : dim - 1; }
 
+/* Which pairs of rows i and j count, where not all of them do. What is set depends on the kind: see ranges.h, band.h
+ * and lists.h. */
+typedef struct {
+  int64_t tiles;        /* ranges: tiles of rows i */
+  const int64_t *tile;  /* of each, its first row, its number of rows, and which spans, from one number to another */
+  const int64_t *span;  /* rows j, from one to another */
+  int64_t low, high;    /* band: low <= j - i <= high */
+  const int64_t *start; /* lists: that of row i has places start[i] to start[i + 1] */
+  const void *list;     /* rows j, as idx_t */
+} Pattern;
+
 /* One call. Batch entry b of input n starts at data[n] + offset[b * inputs + n]; its row r is stride[n] further each. */
 typedef struct {
   const void *const *data;
@@ -39,6 +50,7 @@ typedef struct {
   int64_t splits;            /* parts of j that are folded apart and merged */
   void *value;
   int64_t *index;
+  const Pattern *pattern; /* NULL where all pairs count */
 } Call;
 
 typedef int (*Task)(const Call *call, int64_t task, void *scratch, void *shared);

@@ -14,7 +14,7 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +26,7 @@ from triton.runtime import driver
 
 from tritonkeops import cache
 from tritonkeops.backends.kernel import Layout, collapse
+from tritonkeops.backends.pairs import Band, Lists, Pairs, Ranges
 from tritonkeops.backends.triton.emit import PACK_ROWS, Module, Param, emit
 from tritonkeops.tile.ir import TileProgram
 from tritonkeops.tile.schedule import GpuSchedule
@@ -79,7 +80,7 @@ class TritonKernel:
         signature = {p.name: self._type(p) for p in params}
         attrs = {(n,): [["tt.divisibility", 16]] for n, p in enumerate(params) if p.role in _ALIGNED}
         constants = {}
-        if role == "reduce":
+        if role == "reduce" and not self.program.pattern:
             signature["SPLIT"], constants["SPLIT"] = "constexpr", split
         return ASTSource(getattr(self.module, self.emitted.names[role]), signature, constants, attrs)
 
@@ -99,7 +100,8 @@ class TritonKernel:
             return _POINTERS[self.dtype_acc]
         index = f"i{self.schedule.index_bits}"
         fixed = {"parts_index": f"*{index}", "index": "*i64", "row": "i64", "batch": "i64", "size": "i64",
-                 "packed_i_batch": "i64", "packed_j_batch": "i64", "splits": "i32"}  # fmt: skip
+                 "packed_i_batch": "i64", "packed_j_batch": "i64", "splits": "i32", "table": "*i64", "spans": "*i64",
+                 "start": "*i64", "columns": f"*{index}"}  # fmt: skip
         return fixed.get(param.role, index)
 
     def compiled(self, role: str, split: bool, device: int) -> Any:
@@ -166,12 +168,13 @@ class TritonLaunch:
 
     def __init__(self, kernel: TritonKernel, args: Sequence[Tensor], layout: Layout) -> None:
         s = kernel.schedule
-        self._kernel, self._device = kernel, args[0].device
+        self._kernel, self._device, self._entries = kernel, args[0].device, math.prod(layout.batch)
         self._outputs = [output.name for output in kernel.program.outputs]
         tiles = {"i": -(-layout.rows // s.block_i), "j": -(-layout.cols // s.block_j)}
-        entries = math.prod(layout.batch)
+        entries = self._entries
         programs = tiles["i"] * entries
-        self.part, self.splits = _parts(programs, tiles["j"], s, _processors(self._device))
+        processors = 1 if kernel.program.pattern else _processors(self._device)  # a pattern's rows j are not split
+        self.part, self.splits = _parts(programs, tiles["j"], s, processors)
         self._scalars = self._strides(args, layout)
         self._scalars |= {("M", -1, 0): layout.rows, ("N", -1, 0): layout.cols}
         self._scalars |= {("part", -1, 0): self.part, ("splits", -1, 0): self.splits}
@@ -179,7 +182,7 @@ class TritonLaunch:
         grids = {
             f"pack_{axis}": self._pack(axis, tiles[axis], entries) for axis in "ij" if kernel.emitted.columns[axis]
         }
-        self._keep_parts(programs)
+        self._workspaces |= self._parts_of(programs)
         grids["reduce"] = (programs, self.splits, 1)
         if self.splits > 1:
             grids["merge"] = (programs, 1, 1)
@@ -205,44 +208,70 @@ class TritonLaunch:
         self._workspaces[f"packed_{axis}"] = tables * size, torch.float64 if kernel.real == "float64" else torch.float32
         return tables * -(-rows // PACK_ROWS), 1, 1
 
-    def _keep_parts(self, programs: int) -> None:
+    def _parts_of(self, programs: int) -> dict[str, tuple[int, torch.dtype]]:
         """Workspace for accumulators: those of the parts of j, and those that are kept in memory."""
         emitted, s = self._kernel.emitted, self._kernel.schedule
         slots = programs * self.splits if self.splits > 1 or emitted.held else 0
-        self._workspaces["parts"] = slots * emitted.floats * s.block_i, getattr(torch, self._kernel.dtype_acc)
-        index = torch.int64 if s.index_bits == 64 else torch.int32
-        self._workspaces["parts_index"] = slots * emitted.indices * s.block_i, index
+        floats = slots * emitted.floats * s.block_i, getattr(torch, self._kernel.dtype_acc)
+        return {"parts": floats, "parts_index": (slots * emitted.indices * s.block_i, self._index())}
+
+    def _index(self) -> torch.dtype:
+        return torch.int64 if self._kernel.schedule.index_bits == 64 else torch.int32
 
     def _step(self, role: str, grid: tuple[int, int, int]) -> _Step:
         params = self._kernel.emitted.params[role]
         values = [self._scalars.get((p.role, p.input, p.batch)) for p in params]
         tensors = [(n, p.input if p.role == "data" else p.role) for n, p in enumerate(params) if values[n] is None]
-        if role == "reduce":
+        if role == "reduce" and not self._kernel.program.pattern:
             values.append(self.splits > 1)
         return _Step(role, grid, tuple(values), tuple(tensors))
 
-    def __call__(self, args: Sequence[Tensor], outputs: Sequence[Tensor], threads: int) -> None:
+    def __call__(
+        self, args: Sequence[Tensor], outputs: Sequence[Tensor], threads: int, pairs: Pairs | None = None
+    ) -> None:
         """See Launch. Nothing is waited for; `threads` does not matter here."""
         del threads
         if interpreted():
-            self._run(args, outputs, self._interpret)
+            self._run(args, outputs, pairs, self._interpret)
         elif self._device.index == _current_device(self._device):
-            self._run(args, outputs, self._launch)
+            self._run(args, outputs, pairs, self._launch)
         else:
             with torch.get_device_module(self._device.type).device(self._device):
-                self._run(args, outputs, self._launch)
+                self._run(args, outputs, pairs, self._launch)
 
-    def _run(self, args: Sequence[Tensor], outputs: Sequence[Tensor], launch: Callable[..., None]) -> None:
-        tensors: dict[str | int, Tensor] = dict(enumerate(args))
+    def _run(
+        self, args: Sequence[Tensor], outputs: Sequence[Tensor], pairs: Pairs | None, launch: Callable[..., None]
+    ) -> None:
+        tensors: dict[str | int, Tensor | int] = dict(enumerate(args))
         tensors.update(zip(self._outputs, outputs, strict=True))
-        for role, (size, dtype) in self._workspaces.items():
+        steps, workspaces = self._steps, self._workspaces
+        if pairs is not None:
+            tensors |= self._tables(pairs)
+        if isinstance(pairs, Ranges):
+            steps, workspaces = self._over_tiles(len(pairs.tiles(self._kernel.schedule.block_i)))
+        for role, (size, dtype) in workspaces.items():
             # What has no elements is not read: any address will do.
             tensors[role] = torch.empty(size, dtype=dtype, device=self._device) if size else outputs[0]
-        for step in self._steps:
+        for step in steps:
             values = list(step.values)
             for n, key in step.tensors:
                 values[n] = tensors[key]
             launch(step, values)
+
+    def _tables(self, pairs: Pairs) -> dict[str | int, Tensor | int]:
+        """What the kernels of a pattern take beside the data."""
+        if isinstance(pairs, Band):
+            return {"low": pairs.low, "high": pairs.high}
+        if isinstance(pairs, Lists):
+            return {"start": pairs.start, "columns": pairs.columns_as(self._index())}
+        table = pairs.tiles(self._kernel.schedule.block_i)
+        return {"table": table, "tiles": len(table), "spans": pairs.spans}
+
+    def _over_tiles(self, tiles: int) -> tuple[list[_Step], dict[str, tuple[int, torch.dtype]]]:
+        """Steps and workspaces for the tiles of rows i that a table holds."""
+        programs = tiles * self._entries
+        steps = [replace(step, grid=(programs, 1, 1)) if step.role == "reduce" else step for step in self._steps]
+        return steps, self._workspaces | self._parts_of(programs)
 
     def _interpret(self, step: _Step, values: list[Any]) -> None:
         function = getattr(self._kernel.module, self._kernel.emitted.names[step.role])

@@ -28,8 +28,20 @@ from tritonkeops.backends.triton.scope import (
     by_counter,
     text_of,
 )
+from tritonkeops.backends.triton.walk import WALKS
 from tritonkeops.formula.ir import Field
-from tritonkeops.tile.ir import FLOAT, TILE_REDUCTIONS, Index, Store, TileProgram, Value, indices_of, topological
+from tritonkeops.tile.accumulate import everywhere
+from tritonkeops.tile.ir import (
+    FLOAT,
+    MASKED,
+    TILE_REDUCTIONS,
+    Index,
+    Store,
+    TileProgram,
+    Value,
+    indices_of,
+    topological,
+)
 from tritonkeops.tile.schedule import GpuSchedule
 
 _WORDS = (
@@ -40,6 +52,7 @@ _WORDS = (
     "MASKED", "SPLIT", "BLOCK_I", "BLOCK_J", "BLOCK_SUM", "COLUMNS_I", "COLUMNS_J", "FLOATS", "INDICES", "INF",
     "best", "wins", "fold", "merge_two", "finish", "refine",
 )  # fmt: skip
+_PATTERN_WORDS = ("top", "span", "start_i", "head", "inside", "listed_j")
 _NEUTRAL = {"sum_j": "0.0", "max_j": "-INF", "min_j": "INF", "argmax_j": "-INF", "argmin_j": "INF"}
 PACK_ROWS = 128
 """Rows that a program of the pack kernels takes."""
@@ -135,13 +148,15 @@ class _TileScope(Scope):
 class _Emitter:
     def __init__(self, program: TileProgram, dtype: str, dtype_acc: str, batch_dims: int) -> None:
         assert isinstance(program.schedule, GpuSchedule)
-        self.program, self.schedule, self.batch_dims = program, program.schedule, batch_dims
+        self.schedule, self.batch_dims = program.schedule, batch_dims
+        self.program = program = everywhere(program)  # masked tiles leave out what is not inside
+        self.walk = WALKS[program.pattern]
         self.half = dtype in ("float16", "bfloat16")
         real = "float32" if self.half else dtype
         self.types = Types(f"tl.{real}", f"tl.{dtype_acc}", f"tl.int{self.schedule.index_bits}", self._component)
         self.inputs = {each.position: each for each in program.inputs}
         self.fields = {each.name: each for each in program.fields}
-        self.names = Names(_WORDS)
+        self.names = Names([*_WORDS, *self.walk.params, *self.walk.words, *(_PATTERN_WORDS if program.pattern else ())])
         self.input_names = {x.position: self.names.claim(x.name) for x in program.inputs}
         self.params = self._all_params()
         self.held = _held(program)
@@ -152,10 +167,11 @@ class _Emitter:
         self.columns = {axis: Columns(axis, self.inputs) for axis in "ij"}
         if self.schedule.packed:
             self.columns["j"].collect(self.folded)
-            self.columns["i"].collect(self.folded, looped=True)
+            self.columns["i"].collect(self.folded if self.walk.aligned else [], looped=True)
         self.rows = self._rows()
         self.row_names: dict[Value, str] = {}
-        digest = hashlib.sha256(repr((program.title, str(self.schedule), dtype, dtype_acc, batch_dims)).encode())
+        made = repr((program.title, str(self.schedule), dtype, dtype_acc, batch_dims)) + program.pattern
+        digest = hashlib.sha256(made.encode())
         self.stem = f"{program.title.partition('_Reduction')[0].lower()}_{digest.hexdigest()[:8]}"
 
     # What is where ----------------------------------------------------------------------------------------------------
@@ -175,7 +191,7 @@ class _Emitter:
                 found.append(Param(self.names.claim(f"{name}_batch{d}"), "batch", x.position, d))
         found += [Param(self.names.claim(f"size_{d}"), "size", batch=d) for d in range(1, self.batch_dims)]
         words = ("packed_i", "packed_i_batch", "packed_j", "packed_j_batch", "parts", "parts_index", "value", "index")
-        return found + [Param(word, word) for word in (*words, "M", "N", "part", "splits")]
+        return found + [Param(word, word) for word in (*words, *self.walk.params, "M", "N", "part", "splits")]
 
     def _accumulators(self, prefix: str) -> dict[tuple[str, int], str]:
         """Variables for the accumulators that are kept in registers."""
@@ -224,7 +240,8 @@ class _Emitter:
             if self.columns[axis].size:
                 kernels[f"pack_{axis}"] = self._kernel(f"pack_{axis}", self._pack(axis))
         kernels["reduce"] = self._kernel("reduce", self._reduce(body))
-        kernels["merge"] = self._kernel("merge", self._merge())
+        if not self.program.pattern:
+            kernels["merge"] = self._kernel("merge", self._merge())
         texts = [line for name in kernels for line in kernels[name][1]]
         order = [*self._header(shared + texts), *shared, *texts]
         return Module(
@@ -245,6 +262,7 @@ class _Emitter:
             f"{self.input_names[x.position]}: {axes[x.axis]} of {x.dim} component{'s' * (x.dim > 1)}"
             for x in self.program.inputs
         ]
+        described += [f"pattern: {self.program.pattern}"] if self.program.pattern else []
         title = self.program.title.replace("\\", "\\\\").replace('"""', "'''")
         sizes = {
             "BLOCK_I": s.block_i, "BLOCK_J": s.block_j, "BLOCK_SUM": s.block_sum, "COLUMNS_I": self.columns["i"].size,
@@ -262,12 +280,12 @@ class _Emitter:
     def _kernel(self, role: str, body: Function) -> tuple[str, list[str], tuple[Param, ...]]:
         """A kernel around a body: the parameters that it uses."""
         axis = role.removeprefix("pack_")
-        blocks = _PACK_BLOCKS.format(*_AXES[axis]) if axis in _AXES else "tl.cdiv(M, BLOCK_I)"
+        blocks = _PACK_BLOCKS.format(*_AXES[axis]) if axis in _AXES else self.walk.blocks
         function = Function([*self._head(body, blocks), *body.lines])
         name = self.stem if role == "reduce" else f"{self.stem}_{role}"
         params = tuple(p for p in self.params if function.uses(p.name))
         self._prune(function)
-        constant = ["SPLIT: tl.constexpr"] if role == "reduce" else []
+        constant = ["SPLIT: tl.constexpr"] if role == "reduce" and not self.program.pattern else []
         return name, _define(name, [*(p.name for p in params), *constant], function), params
 
     def _size(self, index: bool) -> int:
@@ -293,7 +311,7 @@ class _Emitter:
     def _leaf(self, value: Value, mode: _Mode) -> str | None:
         """How a function reads what it does not compute."""
         if value.op == "count_j":
-            return "N"
+            return self.walk.count
         if value.op == "index_j":
             return "rows"
         if value.op == "tile_j":
@@ -336,7 +354,8 @@ class _Emitter:
             return f"tl.load({added(name, component)}){cast}"
         row = "row" if (source.axis, mode.word) == ("j", "row") else f"row_{source.axis}"
         text = f"tl.load({added(f'{name} + {row} * {name}_row', component)}){cast}"
-        return f"{text}[:, None]" if source.axis == "j" and mode.word == "tile" else text
+        tall = source.axis == "j" and mode.word == "tile" and not load.by_row
+        return f"{text}[:, None]" if tall else text
 
     # Packing ----------------------------------------------------------------------------------------------------------
 
@@ -412,11 +431,11 @@ class _Emitter:
             self._guarded(f, scope)
             what = "Fold rows j to j + BLOCK_J into sorted lists: test them all, insert those that some column wants."
         else:
-            self._open_tile(f, "j")
+            self._open_tile(f)
             self._update(f, scope, self.program.update)
             what = "Fold rows j to j + BLOCK_J into the accumulators."
         self._prune(f)
-        passed = self._passed(f, ["row_i", "tile", "held", "held_index", "mine"])
+        passed = self._passed(f, ["row_i", "tile", "held", "held_index", "mine", *self.walk.words])
         self.fold_args = ["j", *self.acc_names.values(), *passed]
         return _define("fold", [*self.fold_args, "MASKED: tl.constexpr"], f, what)
 
@@ -426,13 +445,15 @@ class _Emitter:
         words = [*words, *(p.name for p in self.params)]
         return [*rows, *(word for word in words if f.uses(word))]
 
-    def _open_tile(self, f: Function, start: str) -> None:
+    def _open_tile(self, f: Function) -> None:
         """Variables of a tile of j; what the body turns out not to read goes again (_prune)."""
         f.line("col = tl.arange(0, BLOCK_I)[None, :]")
         f.line("lane = tl.arange(0, BLOCK_J)")
-        f.line(f"row_j = tl.minimum({start} + lane, N - 1) if MASKED else {start} + lane")
-        f.line(f"rows = ({start} + lane)[:, None]")
-        f.line(f"valid = ({start} + lane < N)[:, None]")
+        self._lines(f, self.walk.tile)
+
+    def _lines(self, f: Function, lines: Iterable[str]) -> None:
+        for line in lines:
+            f.line(line.replace("INDEX", self.types.index))
 
     def _far(self, text: str) -> str:
         """An offset beyond 31 bits."""
@@ -440,7 +461,7 @@ class _Emitter:
 
     def _prune(self, f: Function) -> None:
         """Drop variables that nothing reads."""
-        for name in ("row", "row_i", "row_j", "rows", "valid", "tile", "lane", "col"):
+        for name in ("row", "row_i", "row_j", "rows", "valid", "tile", "listed_j", "lane", "col", "count_j"):
             others = [line for line in f.lines if not line.strip().startswith(f"{name} = ")]
             if not Function(others).uses(name):
                 f.lines = others
@@ -475,37 +496,42 @@ class _Emitter:
             scope.name(term, scope.expr(term))
         return f"{scope.expr(acc)} + ({scope.masked(term, '0.0', summed=True)})"
 
-    def _store_acc(self, f: Function, store: Store, text: str) -> None:
+    def _store_acc(self, f: Function, store: Store, text: str, mask: str = "") -> None:
         each = self.fields[store.target]
         place = "held_index" if each.index else "held"
-        f.line(f"tl.store({_row(place, self._place(each, store.position), 'BLOCK_I', 'col')}, {text})")
+        f.line(f"tl.store({_row(place, self._place(each, store.position), 'BLOCK_I', 'col')}, {text}{mask})")
 
     def _guarded(self, f: Function, scope: _TileScope) -> None:
         """Test the best pair of the tile first; then insert, one by one, the rows j that some column wants."""
         program = self.program
         assert program.guard is not None and program.screen is not None
-        self._open_tile(f, "j")
+        self._open_tile(f)
         scope.require([program.screen])
         f.lines = [line for line in f.lines if "rows = " not in line]
         f.line(f"if tl.max({scope.expr(program.screen, 9)}.to(tl.int32)) > 0:")
         f.depth += 1
-        f.line("count = tl.minimum(N - j, BLOCK_J) if MASKED else BLOCK_J")
-        f.line("for u in range(0, count):")
+        f.line(f"count = tl.minimum({self.walk.stop} - j, BLOCK_J) if MASKED else BLOCK_J")
+        f.line(f"for u in range({self.walk.start}, count):")
         f.depth += 1
         known = {v: n for v, n in scope.named.items() if not v.by_j}
         row = self._scope(f, _Mode("row"), {**self.row_names, **{v: n for v, n in known.items() if v.hoisted}})
         row.names = scope.names
-        f.line("rows = j + u")
-        f.line("row = rows")
+        self._lines(f, self.walk.row)
         row.require([program.guard], later=[s.value for s in program.update])
-        f.line(f"if tl.max({row.expr(program.guard, 9)}.to(tl.int32)) > 0:")
+        wanted = f"({row.expr(program.guard, 4)} & inside)" if self._masks() else row.expr(program.guard, 9)
+        f.line(f"if tl.max({wanted}.to(tl.int32)) > 0:")
         f.depth += 1
         self._insert(f, row)
         f.depth = 1
         if self.acc_names:
             f.line(f"return {', '.join(self.acc_names.values())}")
 
+    def _masks(self) -> bool:
+        """Whether a single row j may count for some of the rows i only."""
+        return self.program.pattern in MASKED
+
     def _insert(self, f: Function, scope: _TileScope) -> None:
+        mask = ", mask=inside" if self._masks() else ""
         plain, looped = by_counter(self.program.update)
         scope.require([s.value for s in self.program.update])
         names = []
@@ -518,13 +544,14 @@ class _Emitter:
             scope.require([s.value for s in group])
             texts = [scope.expr(s.value) for s in group]
             for store, text in zip(group, texts, strict=True):
-                self._store_acc(f, store, text)
+                self._store_acc(f, store, text, mask)
             scope.close(k)
         for store, name in zip(plain, names, strict=True):
             if store.target in self.held:
-                self._store_acc(f, store, name)
+                self._store_acc(f, store, name, mask)
             else:
-                f.line(f"{self.acc_names[store.target, store.position]} = {name}")  # type: ignore[index]
+                old = self.acc_names[store.target, store.position]  # type: ignore[index]
+                f.line(f"{old} = tl.where(inside, {name}, {old})" if mask else f"{old} = {name}")
         if self.held:
             f.line("tl.debug_barrier()")
 
@@ -559,7 +586,9 @@ class _Emitter:
         return _define("refine", self.refine_args, f, "The first row with the best value, in the tile that holds it.")
 
     def _merge_two(self) -> list[str]:
-        """Join accumulators."""
+        """Join accumulators: those of parts of j, or of blocks of a sum."""
+        if self.program.pattern and not self._blocks():
+            return []
         f = Function()
         scope = self._scope(f, _Mode("row"))
         if self.held or self.program.merge_over:
@@ -576,7 +605,7 @@ class _Emitter:
     def _finish(self) -> list[str]:
         """Results of the rows i of a block."""
         f = Function()
-        f.line("row_i = tl.minimum(i, M - 1)")
+        f.line(f"row_i = tl.minimum(i, {self.walk.last} - 1)")
         f.line("col = tl.arange(0, BLOCK_I)[None, :]")
         scope = self._scope(f, _Mode("row"))
         plain, looped = by_counter(self.program.finish)
@@ -586,7 +615,7 @@ class _Emitter:
         def write(store: Store) -> None:
             dim = dims[store.target]
             place = added(f"{store.target} + i" + (f" * {dim}" if dim > 1 else ""), text_of(store.position, dim))
-            f.line(f"tl.store({place}, {scope.expr(store.value)}, mask=i < M)")
+            f.line(f"tl.store({place}, {scope.expr(store.value)}, mask=i < {self.walk.last})")
 
         for store in plain:
             write(store)
@@ -598,7 +627,7 @@ class _Emitter:
             scope.close(k)
         self._prune(f)
         names = [name for name in self.acc_names.values() if f.uses(name)]
-        words = ["held", "held_index", *(p.name for p in self.params)]
+        words = ["held", "held_index", *self.walk.words, *(p.name for p in self.params)]
         self.finish_args = ["i", *names, *(word for word in words if f.uses(word))]
         return _define("finish", self.finish_args, f, "Write the results of rows i.")
 
@@ -607,8 +636,7 @@ class _Emitter:
     def _reduce_prologue(self) -> Function:
         """The part of `reduce` before the loop; it also settles how the prologue's values are called."""
         f = Function()
-        f.line(f"i = {self._wide('block')} * BLOCK_I + tl.arange(0, BLOCK_I)[None, :]")
-        f.line("row_i = tl.minimum(i, M - 1)  # columns beyond the end repeat the last row")
+        self._lines(f, (line.replace("{block}", self._wide("block")) for line in self.walk.rows))
         if self.columns["j"].size and self.batch_dims:
             f.line("packed_j += entry * packed_j_batch")
         if self.columns["i"].size:
@@ -625,6 +653,49 @@ class _Emitter:
         return f
 
     def _reduce(self, f: Function) -> Function:
+        return self._reduce_pattern(f) if self.program.pattern else self._reduce_all(f)
+
+    def _reduce_pattern(self, f: Function) -> Function:
+        """The loops over the rows j of a pattern; a program sees all those of its rows i."""
+        if self.held:
+            self._open_held(f)
+        blocks = self._blocks()
+        self._start(f, self.acc_names, spread=not blocks)
+        counted = self.walk.spans and "count_j" in self.finish_args
+        if counted:
+            f.line(f"count_j = tl.zeros([1, BLOCK_I], {self.types.index})")
+        if self.walk.spans:
+            f.line("for span in range(tl.load(table + 4 * block + 2), tl.load(table + 4 * block + 3)):")
+            f.depth += 1
+        self._lines(f, self.walk.bounds)
+        if counted:
+            f.line("count_j += stop - begin")
+        for start, stop, masked in self.walk.segments:
+            self._segment(f, start, stop, str(masked), blocks)
+        f.depth = 1
+        if not blocks:
+            self._collapse(f, self.acc_names)
+        f.line(f"finish({', '.join(self.finish_args)})")
+        self._prune(f)
+        return f
+
+    def _blocks(self) -> bool:
+        """Whether sums are made in blocks."""
+        return self.schedule.block_sum > 0 and not self.held
+
+    def _segment(self, f: Function, start: str, stop: str, masked: str, blocks: bool) -> None:
+        if not blocks:
+            self._tiles(f, start, stop, self.acc_names, masked)
+            return
+        f.line(f"for first in range({start}, {stop}, BLOCK_SUM):  # partial sums keep rounding errors small")
+        f.depth += 1
+        self._start(f, self.other_names, spread=True)
+        self._tiles(f, "first", f"tl.minimum(first + BLOCK_SUM, {stop})", self.other_names, masked)
+        self._collapse(f, self.other_names)
+        f.line(f"{', '.join(self.acc_names.values())} = merge_two({', '.join(self.merge_args)})")
+        f.depth -= 1
+
+    def _reduce_all(self, f: Function) -> Function:
         f.line("begin = tl.program_id(1) * part if SPLIT else 0")
         f.line("end = tl.minimum(begin + part, N) if SPLIT else N")
         f.line("full = begin + (end - begin) // BLOCK_J * BLOCK_J")
@@ -632,8 +703,7 @@ class _Emitter:
             f.line(f"tile = packed_j + {self._far('begin')} * COLUMNS_J")
         if self.held:
             self._open_held(f)
-        nested = self.schedule.block_sum and not self.held
-        if nested:
+        if self._blocks():
             self._nest(f)
         else:
             self._start(f, self.acc_names, spread=True)
@@ -694,10 +764,14 @@ class _Emitter:
             kind = self.types.index if each.index else self.types.acc
             f.line(f"{variable} = tl.full([{tall}, BLOCK_I], {_identity(each)}, {kind})")
 
-    def _tiles(self, f: Function, start: str, stop: str, names: dict[tuple[str, int], str]) -> None:
+    def _tiles(
+        self, f: Function, start: str, stop: str, names: dict[tuple[str, int], str], masked: str = "False"
+    ) -> None:
         f.line(f"for j in range({start}, {stop}, BLOCK_J):")
-        f.line(f"    {self._call_fold('j', names, 'False')}")
-        if "tile" in self.fold_args:
+        if self.program.pattern and "tile" in self.fold_args:
+            f.line(f"    tile = packed_j + {self._far('j')} * COLUMNS_J")
+        f.line(f"    {self._call_fold('j', names, masked)}")
+        if not self.program.pattern and "tile" in self.fold_args:
             f.line("    tile += BLOCK_J * COLUMNS_J")
 
     def _call_fold(self, j: str, names: dict[tuple[str, int], str], masked: str) -> str:
@@ -715,13 +789,7 @@ class _Emitter:
         """Blocks of BLOCK_SUM rows j have accumulators of their own: partial sums keep rounding errors small."""
         merged = f"{', '.join(self.acc_names.values())} = merge_two({', '.join(self.merge_args)})"
         self._start(f, self.acc_names, spread=False)
-        f.line("for first in range(begin, full, BLOCK_SUM):  # partial sums keep rounding errors small")
-        f.depth += 1
-        self._start(f, self.other_names, spread=True)
-        self._tiles(f, "first", "tl.minimum(first + BLOCK_SUM, full)", self.other_names)
-        self._collapse(f, self.other_names)
-        f.line(merged)
-        f.depth -= 1
+        self._segment(f, "begin", "full", "False", blocks=True)
         f.line("if full < end:")
         f.depth += 1
         self._start(f, self.other_names, spread=True)
