@@ -8,13 +8,18 @@ A case is data. The benchmark times it, the tests run it small, and a GPU module
     torch.testing.assert_close(kernel(*inputs), case.dense(*inputs))
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from tritonkeops.torch.cluster import from_matrix
+
+SUPPORT = 64  # rows of a cotangent that are not zero
+BLOCK = 200  # rows of a block
 Category = Literal["Vi", "Vj", "Pm"]
 
 
@@ -43,7 +48,11 @@ class Case:
     reference, and applied to a few rows of the Vi at a time it is the peer called torch.
 
     With `gradient_in`, the result has the gradient of the value in that variable beside it, as more columns;
-    the last variable is then what the gradient is applied to.
+    the last variable is then what the gradient is applied to. With `gradients`, autograd gives the gradients in those
+    variables; the result is one column, the value and then all of them. The last variable, which the formula does not
+    have, is the cotangent: zero but for some rows, so that these rows are enough to know all gradients.
+
+    With `blocks`, only that fraction of the blocks of BLOCK rows i by BLOCK rows j is summed (`ranges`).
     """
 
     name: str
@@ -55,6 +64,8 @@ class Case:
     opt_arg: int | None = None
     formula2: str | None = None
     gradient_in: str | None = None
+    gradients: tuple[str, ...] = ()
+    blocks: float | None = None
     M: int = 10_000
     N: int = 10_000
     dtype: torch.dtype = torch.float32
@@ -64,11 +75,21 @@ class Case:
 
     @property
     def aliases(self) -> list[str]:
-        return [variable.alias for variable in self.variables]
+        return [variable.alias for variable in self.arguments]
+
+    @property
+    def arguments(self) -> tuple[Variable, ...]:
+        """The variables of the formula."""
+        return self.variables[:-1] if self.gradients else self.variables
 
     @property
     def dims(self) -> dict[str, int]:
         return {variable.name: variable.dim for variable in self.variables}
+
+    @property
+    def one_kernel(self) -> bool:
+        """Whether it is the work of one kernel over all pairs, whose instructions can be counted."""
+        return self.measure == "throughput" and not self.gradients and self.blocks is None
 
     @property
     def gives_indices(self) -> bool:
@@ -102,7 +123,31 @@ class Case:
             normal = torch.randn(variable.shape(*sizes), generator=generator, dtype=torch.float64)
             return (normal * variable.deviation).to(self.dtype)
 
-        return [draw(variable) for variable in self.variables]
+        drawn = [draw(variable) for variable in self.variables]
+        if self.gradients:
+            drawn[-1][SUPPORT:] = 0
+        return drawn
+
+    def kept(self) -> Tensor:
+        """Which blocks are summed, a matrix of truth values."""
+        assert self.blocks is not None
+        shape = (-(-self.M // BLOCK), -(-self.N // BLOCK))
+        order = torch.randperm(shape[0] * shape[1], generator=torch.Generator().manual_seed(2))
+        return (order < self.blocks * len(order)).reshape(shape)
+
+    def ranges(self) -> tuple[Tensor, ...]:
+        """The blocks as KeOps takes them."""
+        return from_matrix(spans(self.M), spans(self.N), self.kept())
+
+    def with_gradients(self, value: Callable[..., Tensor], inputs: list[Tensor]) -> Tensor:
+        """A differentiable value and its gradients, one column."""
+        leaves = [
+            x.detach().requires_grad_(v.name in self.gradients) for v, x in zip(self.arguments, inputs, strict=False)
+        ]
+        result = value(*leaves)
+        wanted = [x for x in leaves if x.requires_grad]
+        found = torch.autograd.grad(result, wanted, inputs[-1])
+        return torch.cat([each.detach().reshape(-1, 1) for each in (result, *found)])
 
     def rows(self, inputs: list[Tensor], rows: Tensor | slice) -> list[Tensor]:
         """The inputs that these rows of the result depend on."""
@@ -114,13 +159,34 @@ class Case:
 
         Indices count as right when what they point at is as small, so ties do not matter.
         """
+        if self.gradients:
+            return self._gradient_error(result, inputs)
         chosen = torch.randperm(len(result), generator=torch.Generator().manual_seed(1))[:sample]
         some = [tensor.double() for tensor in self.rows(inputs, chosen)]
         found, expected = result[chosen], self.dense(*some)
         if self.gives_indices:
             matrix = direct_sqdist(some[0], some[1])
             found, expected = matrix.gather(1, found.view(expected.shape)), matrix.gather(1, expected)
+        if self.blocks is not None:
+            kept = self.kept()[chosen // BLOCK].repeat_interleave(BLOCK, 1)[:, : self.N]
+            expected = (direct_sqdist(some[0], some[1]).neg().exp() * kept) @ some[2]
         return ((found - expected).abs().max() / expected.abs().max()).item()
+
+    def _gradient_error(self, result: Tensor, inputs: list[Tensor]) -> float:
+        """The largest relative deviation of the value's first rows, and of any gradient, from float64."""
+        few = slice(SUPPORT)
+        exact = self.with_gradients(self.dense, [x.double() for x in self.rows(inputs, few)])
+        sizes = [v for v in self.arguments if v.name in self.gradients]
+        value = Variable("value", "Vi", inputs[-1].shape[1])
+        worst, at, exact_at = 0.0, 0, 0
+        for v in (value, *sizes):
+            length, some = (
+                math.prod(v.shape(rows, len(inputs[1]))) for rows in (len(inputs[0]), min(SUPPORT, len(inputs[0])))
+            )
+            found, expected = result[at : at + some], exact[exact_at : exact_at + some]
+            worst = max(worst, ((found - expected).abs().max() / expected.abs().max()).item())
+            at, exact_at = at + length, exact_at + some
+        return worst
 
 
 # --- the computations, dense ----------------------------------------------------------------------------
@@ -138,8 +204,14 @@ def direct_sqdist(x: Tensor, y: Tensor) -> Tensor:
     return ((x[:, None] - y) ** 2).sum(2)
 
 
+def spans(length: int) -> Tensor:
+    """The first row and the end of each block."""
+    first = torch.arange(0, length, BLOCK)
+    return torch.stack([first, (first + BLOCK).clamp(max=length)], 1)
+
+
 def gaussian(x: Tensor, y: Tensor, b: Tensor) -> Tensor:
-    return sqdist(x, y).neg_().exp_() @ b
+    return sqdist(x, y).neg().exp() @ b
 
 
 def gaussian_gradient(x: Tensor, y: Tensor, b: Tensor, e: Tensor) -> Tensor:
@@ -151,6 +223,10 @@ def gaussian_gradient(x: Tensor, y: Tensor, b: Tensor, e: Tensor) -> Tensor:
 
 def logsumexp(x: Tensor, y: Tensor) -> Tensor:
     return sqdist(x, y).neg_().logsumexp(1, keepdim=True)
+
+
+def sinkhorn_step(x: Tensor, y: Tensor, b: Tensor) -> Tensor:
+    return (b.T - sqdist(x, y)).logsumexp(1, keepdim=True)
 
 
 def softmax(x: Tensor, y: Tensor, b: Tensor) -> Tensor:
@@ -189,6 +265,13 @@ def neighbours_case(name: str, dim: int, K: int, **options: Any) -> Case:
     return Case(name, "SqDist(x,y)", clouds(dim), dense, peers=peers, **options)
 
 
+def differentiated(case: Case) -> Case:
+    """The case with its gradients in all variables."""
+    names = tuple(variable.name for variable in case.variables)
+    variables = (*case.variables, Variable("e", "Vi", 1))
+    return replace(case, variables=variables, gradients=names, peers=("pykeops", "torch"))
+
+
 _CASES = [
     gaussian_case("gaussian_d3", 3),
     Case("logsumexp_d3", "-SqDist(x,y)", clouds(3), logsumexp, reduction_op="LogSumExp"),
@@ -202,6 +285,10 @@ _CASES = [
         gaussian_gradient,
         gradient_in="x",
     ),
+    differentiated(gaussian_case("gaussian_all_grads_d3", 3)),
+    differentiated(gaussian_case("gaussian_all_grads_d64", 64, M=4000, N=4000)),
+    differentiated(Case("sinkhorn_d3", "b-SqDist(x,y)", (*clouds(3), WEIGHT), sinkhorn_step, reduction_op="LogSumExp")),
+    gaussian_case("gaussian_blocks_d3", 3, blocks=0.1, peers=("pykeops",)),
     gaussian_case("gaussian_d10", 10),
     neighbours_case("argmin_d3", 3, K=1),
     Case(

@@ -26,7 +26,10 @@ def map_reduce(library: str, case: Case, inputs: list[Tensor]) -> Computation:
     if case.interface == "numpy":
         arrays = [tensor.numpy() for tensor in inputs]
         return lambda: torch.from_numpy(kernel(*arrays))
-    return lambda: kernel(*inputs)
+    options = {} if case.blocks is None else {"ranges": case.ranges()}
+    if case.gradients:
+        return lambda: case.with_gradients(kernel, inputs)
+    return lambda: kernel(*inputs, **options)
 
 
 def tritonkeops(case: Case, inputs: list[Tensor]) -> Computation:
@@ -60,7 +63,26 @@ def dense_torch(case: Case, inputs: list[Tensor]) -> Computation:
     by_column = next(t for v, t in zip(case.variables, inputs, strict=True) if v.category == "Vj")
     step = max(1, CHUNK // (len(by_column) * by_column.element_size()))
     chunks = [slice(first, first + step) for first in range(0, len(by_row), step)]
+    if case.gradients:
+        return lambda: chunked_gradients(case, inputs, chunks)
     return lambda: torch.cat([case.dense(*case.rows(inputs, chunk)) for chunk in chunks])
+
+
+def chunked_gradients(case: Case, inputs: list[Tensor], chunks: list[slice]) -> Tensor:
+    """Values and gradients of a block of rows at a time: those of rows stand side by side, those of columns add up."""
+    parts = []
+    for chunk in chunks:
+        some = case.rows(inputs, chunk)
+        sizes = [
+            inputs[-1][chunk].numel(),
+            *(x.numel() for v, x in zip(case.arguments, some, strict=False) if v.name in case.gradients),
+        ]
+        parts.append(case.with_gradients(case.dense, some).split(sizes))
+    by_row = [True, *(v.category == "Vi" for v in case.arguments if v.name in case.gradients)]
+    joined = [
+        torch.cat(each) if rows else sum(each) for rows, each in zip(by_row, zip(*parts, strict=True), strict=True)
+    ]
+    return torch.cat(joined)
 
 
 def faiss(case: Case, inputs: list[Tensor]) -> Computation:

@@ -44,7 +44,8 @@ def run_program(
     layout = lay_out(program.variables, args, program.reduction.axis)
     dtype = str(args[0].dtype).removeprefix("torch.")
     target = Target(dtype, dtype_acc or ("float64" if dtype == "float64" else "float32"), sum_scheme, few_rows)
-    pairs = pattern and pattern.pairs(program.reduction.axis, layout.rows, layout.cols, args[0].device)
+    device = args[0].device
+    pairs = pattern and pattern.to(device).pairs(program.reduction.axis, layout.rows, layout.cols, device)
     target = replace(target, pattern=pairs.pattern if pairs else "")
     if backend == "triton":
         sizes, _ = collapse(layout, args, [2 if var.axes else 1 for var in program.variables])

@@ -208,6 +208,10 @@ def describe(case):
     op = case.reduction_op + (f" (K = {case.opt_arg})" if case.opt_arg else "")
     weight = f", `{case.formula2}`" if case.formula2 else ""
     gradient = f" and its gradient in {case.gradient_in}" if case.gradient_in else ""
+    if case.gradients:
+        gradient = f" and its gradients in {', '.join(case.gradients)}"
+    if case.blocks is not None:
+        gradient = f" over {case.blocks:.0%} of the blocks of 200 x 200"
     double = ", float64" if "float64" in str(case.dtype) else ""
     numpy = ", NumPy" if case.interface == "numpy" else ""
     kind = {"call": ", one call", "first call": ", first call", "throughput": ""}[case.measure]

@@ -183,6 +183,31 @@ def test_arguments_are_those_of_the_signature(name, dtype, calls):
     assert {each["N"] for each in calls if "N" in each.signature} == {args[1].shape[-2]}
 
 
+ONE = torch.tensor([1])
+PAIRS = {
+    "ranges": ({"ranges": [torch.tensor([[10, 150]]), ONE, torch.tensor([[0, 50]])] * 2}, {"table", "spans", "tiles"}),
+    "band": ({"mask": "i<=j"}, {"low", "high"}),
+    "lists": ({"neighbors": torch.zeros(300, 7, dtype=torch.int32)}, {"start", "columns"}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("pattern", PAIRS)
+def test_patterns_pass_their_tables(pattern, dtype, calls):
+    """Of the types that the signature says, to one program per tile of each batch entry; j is not split."""
+    options, wanted = PAIRS[pattern]
+    gpu(Genred(*GAUSSIAN, axis=1), *points(300, 200, dtype, batch=(2,)), **options)
+    reduce = calls[-1]
+    assert reduce.role == "reduce" and wanted <= set(reduce.signature) and "SPLIT" not in reduce.signature
+    for value, kind in zip(reduce.values, reduce.signature.values(), strict=True):
+        assert value.dtype == POINTERS[kind] if kind in POINTERS else type(value) is int
+    if pattern == "ranges":  # 10 rows before the cluster, its 140 in two tiles, and 150 after it in two more
+        assert reduce["tiles"] == 5 and reduce.grid == (10, 1, 1) and reduce["table"].tolist()[1] == [10, 128, 0, 1]
+    before = len(calls)
+    gpu(Genred(*GAUSSIAN, axis=1), *points(300, 200, dtype, batch=(2,)))
+    assert not wanted & set(calls[before:][-1].signature)
+
+
 @every_case
 def test_grids_cover_rows_and_batches(name, calls):
     function, args, outputs = run(name)

@@ -111,6 +111,10 @@ def test_excluded_rows_are_not_seen(pattern, program, on_triton):
         test_pattern.test_excluded_rows_are_not_seen(pattern, number, "triton", program, on_triton)
 
 
+def test_tiles_write_their_own_rows_only(program, on_triton):
+    test_pattern.test_tiles_write_their_own_rows_only(program, on_triton)
+
+
 def test_ties_go_to_the_lowest_row(program, on_triton):
     test_pattern.test_ties_go_to_the_lowest_row("triton", program, on_triton)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.operators.test_reductions import ORACLES, REDUCTIONS, RTOL, Problem
+from tritonkeops.backends import pairs
 from tritonkeops.backends.c.build import compiler
 from tritonkeops.compiler import Program, Target
 from tritonkeops.runtime.call import Caller, accuracy
@@ -257,8 +258,8 @@ def test_batches_share_the_pattern(batches, axis, pattern, backend, program, run
     sizes = [(37, 3), (53, 3), (53, 2)]
     args = [torch.from_numpy(generator(1).random((*b, *s))) for b, s in zip(batches, sizes, strict=True)]
     x, y, b = args
-    pairs = counts[..., None] * torch.exp(-((x[..., :, None, :] - y[..., None, :, :]) ** 2).sum(-1, keepdim=True))
-    wanted = (pairs * b[..., None, :, :]).sum(-2 if axis == 1 else -3)
+    kernel = counts[..., None] * torch.exp(-((x[..., :, None, :] - y[..., None, :, :]) ** 2).sum(-1, keepdim=True))
+    wanted = (kernel * b[..., None, :, :]).sum(-2 if axis == 1 else -3)
     reduction = program("Exp(-SqDist(x, y)) * b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(2)"], axis=axis)
     (found,) = run(reduction, args, backend, pattern=made, threads=2)
     torch.testing.assert_close(found, wanted)
@@ -332,6 +333,21 @@ def test_ties_go_to_the_lowest_row(backend, program, run):
         for reduction, wanted in zip(problem, ([2], [2, 3] if pattern.kind == "ranges" else [2, 5]), strict=True):
             (found,) = run(reduction, [torch.zeros(3, 1), torch.zeros(9, 1)], backend, pattern=pattern)
             assert found.tolist() == [wanted] * 3
+
+
+class Backwards(Ranges):
+    """Ranges whose tiles come from the last to the first, as they may where many run at once."""
+
+    def _make(self, axis, rows, cols, device):
+        made = super()._make(axis, rows, cols, device)
+        return pairs.Ranges(made.blocks.flip(0), made.owned.flip(0), made.spans)
+
+
+def test_tiles_write_their_own_rows_only(program, run):
+    problem = Problem(program, REDUCTIONS["Sum"])
+    tensors, counts = triple(generator(8), 90, 40)
+    args = problem.data(90, 40)
+    check(problem, args, run(problem.program, args, pattern=Backwards(tensors * 2)), counts)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.uint16])
@@ -438,6 +454,11 @@ def test_a_wrong_pattern_after_a_right_one():
 def test_bounds_are_integers(low):
     with pytest.raises(TypeError):
         Band(low, None)
+
+
+def test_calls_without_arguments_say_so():
+    with pytest.raises(ValueError, match=r"expected 2 tensors .*, got 0"):
+        caller()([], pattern=Band(0, None))
 
 
 # ---- calls ----

@@ -104,6 +104,16 @@ def test_large_dims_are_looped() -> None:
     assert isinstance(store.position, Index) and store.position.size == 100 and len(values) < 20
 
 
+def test_parts_of_a_long_vector_have_loops_of_their_own() -> None:
+    """Gradients side by side: one loop over all components would choose among the formulas at each."""
+    node = reduced("Concat(Concat(x*y, Sum(x)*y), (x|y))", ["x = Vi(30)", "y = Vj(30)"])
+    stores = lower(node, SIMT).update
+    assert [str(s.position) for s in stores] == [str(stores[0].position), f"({stores[1].position.left} + 30)", "60"]  # type: ignore[union-attr]
+    assert not any(v.op == "piecewise" for v in topological(store.value for store in stores))
+    many = reduced("+".join(f"ElemT(Elem(x*y,{k}),30,{k})" for k in range(20)), ["x = Vi(30)", "y = Vj(30)"])
+    assert len(lower(many, SIMT).update) == 1
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("dim", [3, 40])
 def test_lowering_is_deterministic(axis: int, dim: int) -> None:
@@ -331,6 +341,7 @@ def test_component_arithmetic() -> None:
     assert k + 0 is k and k * 1 is k and k // 1 is k and k - 0 is k and k % 1 == 0
     for position in (k + 2, 3 * k, k - 1, k // 4, k % 4, (k + 1) * 2):
         assert isinstance(position, Symbolic) and indices_of(position) == {k}
+    assert (k + 5) - 5 is k and str((k + 5) - 2) == "(k + 3)" and (k + 4) - k == 4 and k - k == 0
     assert indices_of(5) == frozenset() and str((k + 2) * 3) == "((k + 2) * 3)"
 
 

@@ -85,13 +85,11 @@ def _one_of(name: str, value: str, expected: Sequence[str]) -> None:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, expected))}")
 
 
-def check_options(backend: str, device_id: int, ranges: object = None) -> None:
-    """Check the call's options; raises ValueError, TypeError, or NotImplementedError for what is not there yet."""
+def check_options(backend: str, device_id: int) -> None:
+    """Check the call's options; raises ValueError."""
     _one_of("backend", backend, _BACKENDS)
     if not isinstance(device_id, int) or device_id < -1:
         raise ValueError(f"device_id={device_id!r}: expected -1 or the number of a device")
-    if ranges is not None:
-        raise NotImplementedError("ranges: block-sparse reductions are not there yet; pass ranges=None")
 
 
 @dataclass(frozen=True)
@@ -130,10 +128,10 @@ class Caller:
         """The outputs, each (*batch, M, dim), or (*batch, M, K[, D]) for K-reductions; with a pattern, over its pairs
         in each batch entry."""
         try:
-            how = backend if pattern is None else (backend, pattern.form)
+            how = backend if pattern is None else (backend, pattern.form(args[0].device))
             key = (how, *[(x.shape, x.stride(), x.dtype, x.device, x.is_neg()) for x in args])
             plan = self._plans.get(key)
-        except (AttributeError, RuntimeError):  # no tensor, or one without strides: the plan says so
+        except (AttributeError, IndexError, RuntimeError):  # no tensor, or one without strides: the plan says so
             plan, key = None, ()
         if plan is None:
             plan = self._plan(args, backend, pattern)
@@ -223,7 +221,8 @@ class Caller:
         layout = lay_out(variables, args, self.program.reduction.axis)
         copies = tuple(n for n, x in enumerate(args) if x.is_neg() or (x.shape[-1] > 1 and x.stride(-1) != 1))
         args = [x.resolve_neg().contiguous() if n in copies else x for n, x in enumerate(args)]
-        dtype, form = str(args[0].dtype).removeprefix("torch."), pattern.form if pattern else ""
+        dtype = str(args[0].dtype).removeprefix("torch.")
+        form = pattern.form(args[0].device) if pattern else ""
         if engine == "c":
             target = replace(self.how.target(dtype, layout), pattern=form)
             launch = tuning.launch(self.program, target, args, layout)

@@ -17,7 +17,8 @@ from torch import Tensor
 from tritonkeops.backends import pairs
 from tritonkeops.backends.pairs import Pairs, starts
 
-_NARROW = 32  # numbers of rows j: a band up to so many is listed, since tiles would hold many more pairs
+_NARROW, _NARROW_ON_GPUS = 8, 64
+"""Rows j of bands up to which they are listed: tiles, which are larger on GPUs, would hold many times more pairs."""
 _RANGES = ("ranges_i", "slices_i", "redranges_j", "ranges_j", "slices_j", "redranges_i")
 
 
@@ -35,10 +36,9 @@ class Pattern(ABC):
     def kind(self) -> str:
         """The name that `pattern_of` knows it by."""
 
-    @property
     @abstractmethod
-    def form(self) -> str:
-        """Which kernels serve it: one of tile.ir.PATTERNS."""
+    def form(self, device: torch.device) -> str:
+        """Which kernels serve it on a device: one of tile.ir.PATTERNS."""
 
     @abstractmethod
     def _make(self, axis: int, rows: int, cols: int, device: torch.device) -> Pairs: ...
@@ -80,7 +80,7 @@ class Ranges(Pattern):
     three.
     """
 
-    kind = form = "ranges"
+    kind = "ranges"
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         super().__init__()
@@ -100,6 +100,10 @@ class Ranges(Pattern):
                     f"{_RANGES[n + 1]}: expected one number for each of the {len(tensors[n])} rows of {_RANGES[n]}, "
                     f"got {len(tensors[n + 1])}"
                 )
+
+    def form(self, device: torch.device) -> str:
+        """See Pattern."""
+        return "ranges"
 
     def _names(self) -> Sequence[str]:
         return _RANGES
@@ -190,10 +194,10 @@ class Band(Pattern):
         """See Pattern."""
         return f"band:{'' if self.low is None else self.low}:{'' if self.high is None else self.high}"
 
-    @property
-    def form(self) -> str:
+    def form(self, device: torch.device) -> str:
         """See Pattern."""
-        narrow = self.low is not None and self.high is not None and self.high - self.low < _NARROW
+        most = _NARROW if device.type == "cpu" else _NARROW_ON_GPUS
+        narrow = self.low is not None and self.high is not None and self.high - self.low < most
         return "lists" if narrow else "band"
 
     def _make(self, axis: int, rows: int, cols: int, device: torch.device) -> Pairs:
@@ -201,7 +205,7 @@ class Band(Pattern):
         low = -rows if low is None else max(-rows, min(low, cols))
         high = cols if high is None else max(-rows - 1, min(high, cols))
         band = pairs.Band(low, high, rows, cols)
-        return band.lists(0, rows).to(device) if self.form == "lists" else band
+        return band.lists(0, rows).to(device) if self.form(device) == "lists" else band
 
 
 def _negative(x: int | None) -> int | None:
@@ -211,7 +215,7 @@ def _negative(x: int | None) -> int | None:
 class Neighbors(Pattern):
     """Rows j listed for each row i, (M, k); -1 for none. A row that is listed twice counts twice."""
 
-    kind, form = "neighbors", "lists"
+    kind = "neighbors"
 
     def __init__(self, indices: Tensor) -> None:
         super().__init__()
@@ -219,6 +223,10 @@ class Neighbors(Pattern):
         if indices.ndim != 2:
             raise ValueError(f"indices: expected shape (M, k), got {tuple(indices.shape)}")
         self.tensors = (indices,)
+
+    def form(self, device: torch.device) -> str:
+        """See Pattern."""
+        return "lists"
 
     def _names(self) -> Sequence[str]:
         return ("indices",)

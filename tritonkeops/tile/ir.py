@@ -43,13 +43,26 @@ class Symbolic:
     indices: frozenset[Index]
 
     def __add__(self, other: Position) -> Position:
-        return self if other == 0 else Affine("+", self, other)
+        return self._moved(other) if isinstance(other, int) else Affine("+", self, other)
+
+    def _moved(self, by: int) -> Position:
+        """Further by a number; (k + 64) - 64 is k."""
+        start, known = self, 0
+        if isinstance(self, Affine) and self.symbol in "+-" and isinstance(self.right, int):
+            assert isinstance(self.left, Symbolic)
+            start, known = self.left, self.right if self.symbol == "+" else -self.right
+        total = known + by
+        return start if not total else Affine("+" if total > 0 else "-", start, abs(total))
 
     def __radd__(self, other: int) -> Position:
         return self + other
 
     def __sub__(self, other: Position) -> Position:
-        return self if other == 0 else Affine("-", self, other)
+        if isinstance(other, int):
+            return self._moved(-other)
+        if isinstance(self, Affine) and self.left is other and isinstance(self.right, int):
+            return {"+": self.right, "-": -self.right}.get(self.symbol) or Affine("-", self, other)
+        return 0 if self is other else Affine("-", self, other)
 
     def __mul__(self, other: Position) -> Position:
         return self if other == 1 else Affine("*", self, other)

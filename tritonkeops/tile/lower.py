@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -23,12 +24,16 @@ from tritonkeops.tile.ir import (
     Store,
     TileProgram,
     Value,
+    bounds,
     indices_of,
+    topological,
     verify,
 )
 from tritonkeops.tile.schedule import Schedule
 
 At = Callable[[Position], "Scalar"]
+_MOST_PIECES = 16
+"""Parts of a long vector that have loops of their own."""
 
 
 class Scalar:
@@ -193,7 +198,7 @@ class TileMath:
         return self.make("inside", (), (), BOOL, frozenset("ij"))
 
     def passing(self, guard: Scalar) -> Scalar:
-        """A guard that lets only pairs of the pattern pass."""
+        """A guard that does not let the other pairs pass: they would be rejected, but one by one."""
         return guard & self._inside() if self.pattern in MASKED else guard
 
     def load(self, source: Input, k: Position) -> Scalar:
@@ -268,6 +273,10 @@ class TileMath:
             return self._coerce(value, FLOAT)
         starts = [0] + [stop for stop, _ in pieces[:-1]]
         kept = [(stop, piece) for start, (stop, piece) in zip(starts, pieces, strict=True) if start < stop]
+        low, high = bounds(k)
+        stop, first = next((stop, piece) for stop, piece in kept if low < stop)
+        if high < stop:
+            return self._coerce(first(k), FLOAT)
         branches = [self._coerce(piece(k), FLOAT).value for _, piece in kept]
         axes = frozenset[Any](indices_of(k)).union(*(branch.axes for branch in branches))
         return self.make("piecewise", branches, (k, *(stop for stop, _ in kept)), branches[0].type, axes)
@@ -387,16 +396,37 @@ def _accumulator(m: TileMath, which: str, fields: Sequence[Field]) -> SimpleName
 
 def _stores(m: TileMath, names: Sequence[str], vectors: Sequence[Vector]) -> tuple[Store, ...]:
     """A store per component, or a loop for long vectors; vectors of one length share their loop."""
-    counters: dict[tuple[type, int], Index] = {}
+    counters: dict[tuple[type, int, int], Index] = {}
+
+    def counter(vector: Vector, start: int, length: int) -> Index:
+        key = (type(vector), start, length)
+        if key not in counters:
+            counters[key] = m.counter(length, descending=isinstance(vector, Table))
+        return counters[key]
+
     stores = []
     for name, vector in zip(names, vectors, strict=True):
-        table = isinstance(vector, Table)
-        length, columns = (vector.rows, vector.columns) if isinstance(vector, Table) else (vector.dim, 1)
-        if length > (m.unroll_places if table else m.unroll_dims):
-            k = counters.setdefault((type(vector), length), m.counter(length, descending=table))
-            positions: list[Position] = [k * columns + c for c in range(columns)]
-            entries = [vector.entry(k, c) for c in range(columns)] if isinstance(vector, Table) else [vector[k]]
-            stores += [Store(name, p, entry.value) for p, entry in zip(positions, entries, strict=True)]
-        else:
+        if isinstance(vector, Table) and vector.rows > m.unroll_places:
+            n = counter(vector, 0, vector.rows)
+            stores += [Store(name, n * vector.columns + c, vector.entry(n, c).value) for c in range(vector.columns)]
+        elif isinstance(vector, Table) or vector.dim <= m.unroll_dims:
             stores += [Store(name, k, vector[k].value) for k in range(vector.dim)]
+        else:
+            for start, stop in _pieces(vector, counter(vector, 0, vector.dim)):
+                places: Sequence[Position] = range(start, stop)
+                if stop - start > m.unroll_dims:
+                    places = [counter(vector, start, stop - start) + start]
+                stores += [Store(name, k, vector[k].value) for k in places]
     return tuple(stores)
+
+
+def _pieces(vector: Vector, k: Index) -> list[tuple[int, int]]:
+    """The parts of a long vector that have one formula each: a loop over all would choose again at every component."""
+    breaks = {0, vector.dim}
+    for value in topological([vector[k].value]):
+        if value.op == "piecewise":
+            position, *stops = value.attr
+            offset = position - k
+            breaks.update(stop - offset for stop in stops if isinstance(offset, int) and 0 < stop - offset < vector.dim)
+    ordered = sorted(breaks) if len(breaks) <= _MOST_PIECES + 1 else [0, vector.dim]
+    return list(itertools.pairwise(ordered))
