@@ -368,6 +368,19 @@ def test_strided_tables(program, run):
     check(problem, args, run(problem.program, args, pattern=Ranges(apart * 2)), counts)
 
 
+@needs_compiler
+@every_kind
+def test_names_of_the_user(pattern, program, run):
+    """Variables called as the kernels' own."""
+    m, n = 20, 30
+    made, (counts, _) = PATTERNS[pattern](generator(0), m, n)
+    for name in ("from", "to", "list", "column", "place", "Pattern", "fold", "held", "start", "clipped"):
+        x, y = data(m, n)
+        (found,) = run(program(f"Sum(Exp({name} * y))", [f"{name}=Vi(3)", "y=Vj(3)"]), [x, y], pattern=made)
+        wanted = torch.exp(x[:, None] * y).sum(-1) * torch.from_numpy(counts)
+        torch.testing.assert_close(found[:, 0], wanted.sum(1))
+
+
 # ---- what does not fit ----
 
 GOOD = (

@@ -159,8 +159,25 @@ def test_only_what_backward_reads_is_saved() -> None:
     log = Genred("b - SqDist(x,y)", ["x = Vi(3)", "y = Vj(3)", "b = Vj(2)"], "LogSumExp", axis=1)
     result = log(x, y, b)
     assert saved(result) == {x.data_ptr(), y.data_ptr(), b.data_ptr(), result.data_ptr()}
+    x.requires_grad_()
+    inputs = {x.data_ptr(), y.data_ptr(), b.data_ptr()}
+    result = linear(x, y, b)
+    assert saved(result) == inputs  # of a vector
+    scalar = Genred("Exp(-SqDist(x,y))", ["x = Vi(3)", "y = Vj(3)"], axis=1)(x, y)
+    assert len(saved(scalar)) == 3 and scalar.data_ptr() not in saved(scalar)  # x, y, and what the cotangent multiplies
     with torch.no_grad():
         assert linear(x, y, b).grad_fn is None
+
+
+def test_saved_tensors_are_not_to_be_changed() -> None:
+    x, y = torch.rand(5, 3, requires_grad=True), torch.rand(6, 3)
+    genred = Genred("Exp(-SqDist(x,y))", ["x = Vi(3)", "y = Vj(3)"], axis=1)
+    neighbours = torch.arange(10).reshape(5, 2) % 6
+    for changed, options in ((y, {}), (neighbours, {"neighbors": neighbours})):
+        result = genred(x, y, **options)  # type: ignore[arg-type]
+        changed.zero_()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            result.sum().backward()
 
 
 GROWTH = """

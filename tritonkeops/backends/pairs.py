@@ -1,6 +1,7 @@
 """Which pairs of a call count, as kernels see them: rows i are those of the result, rows j those that are reduced.
 
-Tables are tensors of integers on the device of the data, made once and kept with the pairs that they describe.
+Tables are tensors of integers on the device of the data, made once and kept with the pairs that they describe: a table
+that a kernel may still read is never replaced, whatever other threads do.
 """
 
 from __future__ import annotations
@@ -34,14 +35,16 @@ class Ranges:
     def tiles(self, height: int) -> Tensor:
         """Tiles of at most `height` rows i of one block: (tiles, 4), the first row, the number of rows, and which spans
         from one number to another."""
-        if height not in self._tiles:
-            start, stop = self.blocks.unbind(1)
-            number = (stop - start + height - 1) // height
-            block = torch.repeat_interleave(number)
-            first = start[block] + height * _places(number, block)
-            rows = (stop[block] - first).clamp(max=height)
-            self._tiles[height] = torch.stack([first, rows, *self.owned[block].unbind(1)], 1).contiguous()
-        return self._tiles[height]
+        known = self._tiles.get(height)
+        return known if known is not None else self._tiles.setdefault(height, self._make_tiles(height))
+
+    def _make_tiles(self, height: int) -> Tensor:
+        start, stop = self.blocks.unbind(1)
+        number = (stop - start + height - 1) // height
+        block = torch.repeat_interleave(number)
+        first = start[block] + height * _places(number, block)
+        rows = (stop[block] - first).clamp(max=height)
+        return torch.stack([first, rows, *self.owned[block].unbind(1)], 1).contiguous()
 
     def lists(self, begin: int, end: int) -> Lists:
         """What rows i from `begin` to `end` count."""
@@ -99,9 +102,8 @@ class Lists:
 
     def columns_as(self, dtype: torch.dtype) -> Tensor:
         """The rows j in another type of integer."""
-        if dtype not in self._columns:
-            self._columns[dtype] = self.columns.to(dtype)
-        return self._columns[dtype]
+        known = self._columns.get(dtype)
+        return known if known is not None else self._columns.setdefault(dtype, self.columns.to(dtype))
 
     def to(self, device: torch.device) -> Lists:
         """The same lists on a device."""

@@ -125,26 +125,30 @@ class Reduce(torch.autograd.Function):
         else:
             (both,) = Reducer.read(joint.text).launch([args[n] for n in joint.picks], pattern)
             result, slopes = both[..., -1:].contiguous(), [both[..., :-1]]
-        ctx.reducer, ctx.pattern, ctx.adjoints, ctx.joint, ctx.count = reducer, pattern, adjoints, joint, count
+        ctx.reducer, ctx.adjoints, ctx.joint, ctx.count, ctx.pairs = reducer, adjoints, joint, count, len(pattern)
         ctx.shapes = {part.position: args[part.position].shape for each in adjoints for part in each.parts}
-        ctx.kept = sorted({n for each in adjoints for n in each.picks} - {count + 1} | ({count} if joint else set()))
-        ctx.save_for_backward(*[args[n] if n < count else result for n in ctx.kept], *slopes)
+        read = {n for each in adjoints for n in each.picks} | ({count} if joint and not reducer.linear else set())
+        ctx.kept = sorted(read - {count + 1})
+        ctx.save_for_backward(*pattern, *[args[n] if n < count else result for n in ctx.kept], *slopes)
         return result
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         """The gradients; where they are to be differentiated again, all by reductions."""
         ctx.reducer.check_derivative()
-        saved, joint, adjoints = ctx.saved_tensors, ctx.joint, ctx.adjoints
+        pattern, saved = ctx.saved_tensors[: ctx.pairs], ctx.saved_tensors[ctx.pairs :]
         operands: list[Any] = [None] * ctx.count + [None, cotangent]
         for n, tensor in zip(ctx.kept, saved, strict=False):
             operands[n] = tensor
         found: dict[int, Tensor] = {}
+        adjoints, joint = ctx.adjoints, ctx.joint
         if joint is not None and not torch.is_grad_enabled():
-            nothing = operands[ctx.count] == -math.inf  # the log of a sum of zeros, which nothing moves
-            found = _apart(joint, (cotangent * saved[-1]).masked_fill(nothing, 0), ctx.shapes)
+            gradients = cotangent * saved[-1]
+            if not ctx.reducer.linear:  # nothing moves the logarithm of a sum of zeros
+                gradients = gradients.masked_fill(operands[ctx.count] == -math.inf, 0)
+            found = _apart(joint, gradients, ctx.shapes)
             adjoints = [each for each in adjoints if each.axis != joint.axis]
-        found |= _gradients(adjoints, operands, ctx.pattern, ctx.shapes)
+        found |= _gradients(adjoints, operands, pattern, ctx.shapes)
         return None, None, *(found.get(n) for n in range(ctx.count))
 
 

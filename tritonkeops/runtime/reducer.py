@@ -128,6 +128,11 @@ class Reducer:
         return self.node.op.outputs == ("value", "index")
 
     @property
+    def linear(self) -> bool:
+        """Whether the result is linear in the formula."""
+        return self.node.op.linear
+
+    @property
     def differs(self) -> bool:
         """Whether there is a derivative."""
         return self.node.op.vjp is not None

@@ -60,7 +60,8 @@ _RESERVED = frozenset({
     "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "asm",
     "typeof", "unix", "linux", "real", "stride", "Inputs", "Rows", "Acc", "Call", "Task", "Crew", "Scratch", "at_most",
     "inside", "work", "share", "run", "fold_part", "tiles_of", "open_tile", "whole_task", "split_task", "merge_task",
-    "Pattern", "Fold", "fold_blocks", "close_block", "rows_of", "fold_tile", "pattern_task", "from", "to", "list",
+    "Pattern", "Fold", "fold_blocks", "close_block", "rows_of", "fold_tile", "pattern_task", "clipped", "from",
+    "to", "list",
 })  # fmt: skip
 _LOCALS = frozenset({
     "in", "r", "begin", "end", "acc", "j", "l", "w", "u", "row", "hit", "wanted", "call", "first", "count", "value",
