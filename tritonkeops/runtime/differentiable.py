@@ -21,7 +21,7 @@ def differentiable(recipe: Recipe, args: Sequence[Tensor], pattern: Sequence[Ten
     if recipe.values:
         return _select(recipe, args, pattern)
     (result,) = reduce(recipe.extended, args, pattern)
-    return [result if recipe.extended == recipe.reducer else result[..., : recipe.dim]]
+    return [result if recipe.extended == recipe.reducer else result[..., : recipe.dim].contiguous()]
 
 
 def _aligned(recipe: Recipe, args: Sequence[Tensor]) -> list[Tensor]:
