@@ -41,7 +41,7 @@ class Ranges:
     def _make_tiles(self, height: int) -> Tensor:
         start, stop = self.blocks.unbind(1)
         number = (stop - start + height - 1) // height
-        block = torch.repeat_interleave(number)
+        block = owners(number)
         first = start[block] + height * _places(number, block)
         rows = (stop[block] - first).clamp(max=height)
         return torch.stack([first, rows, *self.owned[block].unbind(1)], 1).contiguous()
@@ -50,10 +50,10 @@ class Ranges:
         """What rows i from `begin` to `end` count."""
         tile = self.tiles(1)[begin:end]
         number = tile[:, 3] - tile[:, 2]
-        row = torch.repeat_interleave(number)
+        row = owners(number)
         spans = self.spans[tile[row, 2] + _places(number, row)]
         lengths = spans[:, 1] - spans[:, 0]
-        span = torch.repeat_interleave(lengths)
+        span = owners(lengths)
         columns = spans[span, 0] + _places(lengths, span)
         return Lists(starts(torch.zeros_like(number).index_add(0, row, lengths)), columns)
 
@@ -77,7 +77,7 @@ class Band:
     def lists(self, begin: int, end: int) -> Lists:
         """What rows i from `begin` to `end` count."""
         first, stop = self._bounds(begin, end)
-        row = torch.repeat_interleave(stop - first)
+        row = owners(stop - first)
         return Lists(starts(stop - first), first[row] + _places(stop - first, row))
 
     def _bounds(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
@@ -121,6 +121,14 @@ Pairs = Ranges | Band | Lists
 def starts(lengths: Tensor) -> Tensor:
     """Where things of given lengths start, one after the other, and where the last one ends."""
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+
+
+def owners(lengths: Tensor) -> Tensor:
+    """For each of the owners' things, laid out one after the other, whose it is."""
+    # Not repeat_interleave: it wakes torch's threads even for a few numbers, and they disturb the kernel that follows.
+    ends = lengths.cumsum(0)
+    total = int(ends[-1]) if len(ends) else 0
+    return torch.bincount(ends, minlength=total + 1)[:total].cumsum(0)
 
 
 def _places(lengths: Tensor, owner: Tensor) -> Tensor:

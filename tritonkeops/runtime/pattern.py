@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tritonkeops.backends import pairs
-from tritonkeops.backends.pairs import Pairs, starts
+from tritonkeops.backends.pairs import Pairs, owners, starts
 
 _NARROW, _NARROW_ON_GPUS = 8, 64
 """Rows j of bands up to which they are listed: tiles, which are larger on GPUs, would hold many times more pairs."""
@@ -167,8 +167,8 @@ def _check_apart(name: str, blocks: Tensor, order: Tensor) -> None:
 
 def _sorted_spans(spans: Tensor, slices: Tensor) -> Tensor:
     """The spans of each cluster in the order of their first rows: of equal values, the lowest row is to win."""
-    owner = torch.searchsorted(slices, torch.arange(len(spans), device=spans.device), right=True)
-    order = spans[:, 0].argsort(stable=True)
+    owner = owners(slices.diff(prepend=slices.new_zeros(1)))
+    order = spans[: len(owner), 0].argsort(stable=True)
     return spans[order[owner[order].argsort(stable=True)]]
 
 

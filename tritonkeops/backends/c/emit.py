@@ -183,18 +183,21 @@ class _Emitter:
         body.line("(void)in, (void)r;")
         body.uniform_head(values)
         body.line("int64_t j = begin;")
-        tail = _Body(self, known=body)
-        for unroll, each in ((self.schedule.unroll, body), (1, tail)):
-            header = f"for (; j + {unroll} <= end; j += {unroll}) {{" if unroll > 1 else "for (; j < end; j++) {"
-            each.line(header)
-            each.depth += 1
-            self._group(program, each, unroll)
-            each.depth -= 1
-            each.line("}")
-            if self.schedule.unroll == 1:
-                break
-        lines = body.indented() + (tail.indented() if self.schedule.unroll > 1 else [])
+        tail, unroll = _Body(self, known=body), self.schedule.unroll
+        if program.pattern == "lists" or unroll == 1:  # lists end within a tile: what is beyond is not inside
+            self._loop(program, body, unroll, "j < end")
+        else:
+            self._loop(program, body, unroll, f"j + {unroll} <= end")
+            self._loop(program, tail, 1, "j < end")
+        lines = body.indented() + tail.indented()
         return "\n".join([f"/* {title} */", f"static void {name}({signature}) {{", *lines, "}\n"])
+
+    def _loop(self, program: TileProgram, body: _Body, unroll: int, condition: str) -> None:
+        body.line(f"for (; {condition}; {'j++' if unroll == 1 else f'j += {unroll}'}) {{")
+        body.depth += 1
+        self._group(program, body, unroll)
+        body.depth -= 1
+        body.line("}")
 
     def _group(self, program: TileProgram, body: _Body, unroll: int) -> None:
         """One tile of `unroll` rows j against all lanes, `width` of them at a time."""
@@ -735,8 +738,11 @@ class _Body:
         if value.op == "index_j":
             return "row" if self.runtime_u and not value.by_row else self._row_j(u)
         if value.op == "inside":
-            place = f"(idx_t)(j + {'u' if self.runtime_u else u})"
-            return f"({place} >= {self._bound('from')}) & ({place} < {self._bound('to')})"
+            place = f"j + {'u' if self.runtime_u else u}"
+            after = f"(idx_t)({place}) < {self._bound('to')}"
+            if self.kernel.program.pattern == "lists":
+                return f"({after}) & ({place} < end)"
+            return f"((idx_t)({place}) >= {self._bound('from')}) & ({after})"
         if value.op == "acc":
             which, name, position = value.attr
             size = next(field.size for field in self.kernel.program.fields if field.name == name)
