@@ -12,7 +12,7 @@ from torch import Tensor
 from tritonkeops.formula.ir import Var
 from tritonkeops.runtime.call import describe
 from tritonkeops.runtime.genred import GenredBase
-from tritonkeops.runtime.pairs import pairs_of_call
+from tritonkeops.runtime.pattern import kind_of_call
 from tritonkeops.runtime.reducer import Where
 
 __all__ = ["Genred"]
@@ -36,7 +36,7 @@ class Genred(GenredBase):
         """Reduce: as `tritonkeops.torch.Genred`, from arrays to arrays, on the CPU unless `backend` names a GPU."""
         given_ranges = None if ranges is None else _integers("ranges", ranges)
         given_neighbors = None if neighbors is None else _integers("neighbors", (neighbors,))[0]
-        kind, pattern = pairs_of_call(given_ranges, mask, given_neighbors)
+        kind, pattern = kind_of_call(given_ranges, mask, given_neighbors)
         reducer = self._reducer(Where(backend, device_id, kind))
         tensors = [_tensor(x, reducer.variables[n] if n < len(reducer.variables) else None) for n, x in enumerate(args)]
         given = None if out is None else tuple(map(_output, out if isinstance(out, tuple) else (out,)))

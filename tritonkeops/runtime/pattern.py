@@ -1,4 +1,4 @@
-"""Patterns: which pairs (i, j) a reduction counts, if not all of them.
+"""Patterns: which pairs (i, j) a reduction counts, if not all of them: a call's `ranges`, `mask` or `neighbors`.
 
 A pattern is checked, and its tables made, once for each axis of reduction and each size; both are kept with it.
 """
@@ -6,6 +6,7 @@ A pattern is checked, and its tables made, once for each axis of reduction and e
 from __future__ import annotations
 
 import operator
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -84,9 +85,6 @@ class Ranges(Pattern):
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         super().__init__()
-        if not isinstance(tensors, (tuple, list)) or len(tensors) != 6:
-            found = f"{len(tensors)} of them" if isinstance(tensors, (tuple, list)) else type(tensors).__name__
-            raise ValueError(f"ranges: expected the six tensors ({', '.join(_RANGES)}), got {found}")
         self.tensors = tuple(tensors)
         for n, (name, tensor) in enumerate(zip(_RANGES, tensors, strict=True)):
             _check_integers(name, tensor)
@@ -219,9 +217,9 @@ class Neighbors(Pattern):
 
     def __init__(self, indices: Tensor) -> None:
         super().__init__()
-        _check_integers("indices", indices)
+        _check_integers("neighbors", indices)
         if indices.ndim != 2:
-            raise ValueError(f"indices: expected shape (M, k), got {tuple(indices.shape)}")
+            raise ValueError(f"neighbors: expected shape (M, k), got {tuple(indices.shape)}")
         self.tensors = (indices,)
 
     def form(self, device: torch.device) -> str:
@@ -229,18 +227,18 @@ class Neighbors(Pattern):
         return "lists"
 
     def _names(self) -> Sequence[str]:
-        return ("indices",)
+        return ("neighbors",)
 
     def _make(self, axis: int, rows: int, cols: int, device: torch.device) -> pairs.Lists:
         indices = self.tensors[0].long()
         number_i, number_j = (rows, cols) if axis == 1 else (cols, rows)
         if len(indices) != number_i:
-            raise ValueError(f"indices: expected a row for each of the {number_i} rows i, got {len(indices)}")
+            raise ValueError(f"neighbors: expected a row for each of the {number_i} rows i, got {len(indices)}")
         wrong = (indices < -1) | (indices >= number_j)
         row = _first(wrong)
         if row is not None:
             found = int(indices[row][wrong[row]][0])
-            raise ValueError(f"indices[{row}]: expected -1 or rows j from 0 to {number_j - 1}, got {found}")
+            raise ValueError(f"neighbors[{row}]: expected -1 or rows j from 0 to {number_j - 1}, got {found}")
         return _by_row(indices) if axis == 1 else _by_column(indices, number_j)
 
 
@@ -256,6 +254,52 @@ def _by_column(indices: Tensor, columns: int) -> pairs.Lists:
     row, place = (indices >= 0).nonzero(as_tuple=True)
     listed = indices[row, place]
     return pairs.Lists(starts(torch.bincount(listed, minlength=columns)), row[listed.argsort(stable=True)])
+
+
+# By a call's arguments ------------------------------------------------------------------------------------------------
+
+_MASKS = {"i<j": "band:1:", "i<=j": "band:0:", "i>j": "band::-1", "i>=j": "band::0"}
+_BAND = re.compile(r"\|(i-j|j-i)\|<=(\d+)$")
+
+
+def kind_of_call(
+    ranges: Sequence[Tensor] | None, mask: str | None, neighbors: Tensor | None
+) -> tuple[str, tuple[Tensor, ...]]:
+    """The kind and the tensors of the pattern that a call's arguments say; ("", ()) for all pairs.
+
+    Raises ValueError, TypeError. What the tensors hold is looked at later: they may be fake.
+    """
+    if ranges is None and mask is None and neighbors is None:
+        return "", ()
+    given = [name for name, x in (("ranges", ranges), ("mask", mask), ("neighbors", neighbors)) if x is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)}: expected at most one of ranges, mask and neighbors")
+    if mask is not None:
+        return _band(mask), ()
+    if neighbors is not None:
+        return "neighbors", (_tensor("neighbors", neighbors),)
+    if not isinstance(ranges, (tuple, list)) or len(ranges) != 6:
+        found = f"{len(ranges)} of them" if isinstance(ranges, (tuple, list)) else type(ranges).__name__
+        raise ValueError(f"ranges: expected the six tensors ({', '.join(_RANGES)}), got {found}")
+    return "ranges", tuple(_tensor(name, x) for name, x in zip(_RANGES, ranges, strict=True))
+
+
+def _tensor(name: str, x: object) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected an integer tensor, got {type(x).__name__}")
+    return x
+
+
+def _band(mask: str) -> str:
+    if not isinstance(mask, str):
+        raise TypeError(f"mask: expected a condition on i and j such as 'i<=j', got {type(mask).__name__}")
+    text = mask.replace(" ", "")
+    band = _BAND.match(text)
+    if band:
+        return f"band:-{int(band[2])}:{int(band[2])}"
+    if text not in _MASKS:
+        raise ValueError(f"mask={mask!r}: expected one of {', '.join(map(repr, _MASKS))}, or a band such as '|i-j|<=5'")
+    return _MASKS[text]
 
 
 # By name --------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import Tensor
 from tritonkeops.runtime.differentiable import differentiable
 from tritonkeops.runtime.genred import GenredBase
 from tritonkeops.runtime.library import constant_for_dynamo, records, traced
-from tritonkeops.runtime.pairs import pairs_of_call
+from tritonkeops.runtime.pattern import kind_of_call
 from tritonkeops.runtime.reducer import Recipe, Reducer, Where
 
 __all__ = ["Genred"]
@@ -61,7 +61,7 @@ class Genred(GenredBase):
         Raises:
             ValueError, TypeError: arguments that do not fit the formula, named.
         """
-        kind, pattern = pairs_of_call(ranges, mask, neighbors)
+        kind, pattern = kind_of_call(ranges, mask, neighbors)
         if _autocasts(args):
             args = tuple(x.float() if isinstance(x, Tensor) and x.dtype in _HALVES else x for x in args)
         if torch.compiler.is_compiling() and out is None:
