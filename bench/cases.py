@@ -265,11 +265,11 @@ def neighbours_case(name: str, dim: int, K: int, **options: Any) -> Case:
     return Case(name, "SqDist(x,y)", clouds(dim), dense, peers=peers, **options)
 
 
-def differentiated(case: Case) -> Case:
+def differentiated(case: Case, peers: tuple[str, ...] = ("pykeops", "torch")) -> Case:
     """The case with its gradients in all variables."""
     names = tuple(variable.name for variable in case.variables)
     variables = (*case.variables, Variable("e", "Vi", 1))
-    return replace(case, variables=variables, gradients=names, peers=("pykeops", "torch"))
+    return replace(case, variables=variables, gradients=names, peers=peers)
 
 
 _CASES = [
@@ -303,6 +303,7 @@ _CASES = [
     neighbours_case("argkmin10_d128", 128, K=10, M=4000, N=4000),
     neighbours_case("argkmin10_d3_n100k", 3, K=10, M=4000, N=100_000),
     gaussian_case("overhead_m10", 3, M=10, N=10, measure="call", peers=("pykeops",)),
+    differentiated(gaussian_case("overhead_m10_grads", 3, M=10, N=10, measure="call"), peers=("pykeops",)),
     gaussian_case("overhead_m10_numpy", 3, M=10, N=10, measure="call", peers=("pykeops",), interface="numpy"),
     gaussian_case("compile_first_call", 3, M=100, N=100, measure="first call", peers=("pykeops",)),
 ]

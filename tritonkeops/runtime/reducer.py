@@ -97,12 +97,12 @@ class Reducer:
         assert isinstance(node, Reduction)
         self.node = node
         self.text = _text(self)
-        if len(_read) >= _MOST_TEXTS:
-            _read.clear()
-        _read[self.text] = self
         self._adjoints: dict[tuple[bool, ...], tuple[Adjoint, ...]] = {}
         self._joints: dict[tuple[bool, ...], Adjoint | None] = {}
         self._tangents: dict[tuple[bool, ...], Derived] = {}
+        if len(_read) >= _MOST_TEXTS:
+            _read.clear()
+        _read[self.text] = self  # last: other threads may read it from now on
 
     @staticmethod
     def read(text: str) -> Reducer:
