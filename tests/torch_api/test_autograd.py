@@ -143,6 +143,34 @@ def test_any_subset_of_the_arguments(needed: tuple[int, ...]) -> None:
         torch.testing.assert_close(a, torch.zeros_like(args[n]) if b is None else b)
 
 
+def test_arguments_that_the_formula_ignores_settle_shapes() -> None:
+    """Batch dimensions and numbers of rows, with gradients as without."""
+    genred = Genred("SqNorm2(x)", ["x = Vi(2)", "unused = Pm(1)", "y = Vj(1)"], axis=1)
+    x, unused, y = torch.rand(4, 2), torch.rand(3, 1), torch.rand(5, 1, requires_grad=True)
+    wanted = 5 * x.square().sum(1, keepdim=True).expand(3, 4, 1)
+    torch.testing.assert_close(genred(x, unused, y.detach()), wanted)
+    leaf = x.clone().requires_grad_()
+    result = genred(leaf, unused, y)
+    torch.testing.assert_close(result, wanted)
+    found = torch.autograd.grad(result.sum(), (leaf, y))
+    torch.testing.assert_close(found[0], 2 * 5 * 3 * x)
+    assert bool((found[1] == 0).all())
+
+
+def test_names_of_derivatives_keep_clear_of_the_user_s() -> None:
+    aliases = ["x = Vi(1)", "x_ = Vj(1)", "d_x = Vj(1)", "e = Vj(1)", "out = Vi(1)"]
+    genred = Genred("x * x_ * d_x * e * out", aliases, axis=1)
+    args = [torch.rand(n, 1, dtype=torch.float64, requires_grad=True) for n in (3, 4, 4, 4, 3)]
+
+    def dense(x: Tensor, x_: Tensor, d_x: Tensor, e: Tensor, out: Tensor) -> Tensor:
+        return x * out * (x_ * d_x * e).sum()
+
+    tangents = tuple(torch.rand_like(x) for x in args)
+    torch.testing.assert_close(*(torch.func.jvp(f, tuple(args), tangents) for f in (genred, dense)))
+    torch.testing.assert_close(*(torch.autograd.functional.hessian(lambda *a, f=f: f(*a).sum(), tuple(args)) for f in (
+        genred, dense)))  # fmt: skip
+
+
 # ---- what is saved, and memory ----
 
 

@@ -123,7 +123,7 @@ class Reduce(torch.autograd.Function):
         if joint is None:
             (result,) = reducer.launch(args, pattern)
         else:
-            (both,) = Reducer.read(joint.text).launch([args[n] for n in joint.picks], pattern)
+            (both,) = Reducer.read(joint.text).launch(args, pattern)
             result, slopes = both[..., -1:].contiguous(), [both[..., :-1]]
         ctx.reducer, ctx.adjoints, ctx.joint, ctx.count, ctx.pairs = reducer, adjoints, joint, count, len(pattern)
         ctx.shapes = {part.position: args[part.position].shape for each in adjoints for part in each.parts}

@@ -175,7 +175,7 @@ class Reducer:
 
     def joint(self, needs: tuple[bool, ...]) -> Adjoint | None:
         """The result together with the gradients that are indexed like it, but for the cotangent, which is their factor
-        as the result is scalar. The result comes last; `picks` numbers the arguments."""
+        as the result is scalar. The result comes last; it takes all arguments, which settle its shape."""
         if needs not in self._joints:
             self._joints[needs] = self._joint(needs)
         return self._joints[needs]
@@ -185,8 +185,9 @@ class Reducer:
         if op.joint is None or self.node.dim > 1 or len(self.node.args) > 1 or self.node.axis not in self._axes(needs):
             return None
         parts, slopes = self._side_by_side(self.node.axis, needs, lambda v: Grad(self.node.args[0], v, Const(1)))
-        derived = self._of_used(op.joint(self.node, slopes), self.variables)
-        return Adjoint(derived.text, derived.picks, parts, self.node.axis)
+        node = simplify(differentiate(op.joint(self.node, slopes)))
+        assert isinstance(node, Reduction)
+        return Adjoint(self._alike(node).text, tuple(range(len(self.variables))), parts, self.node.axis)
 
     def _side_by_side(
         self, axis: int, needs: Sequence[bool], gradient: Callable[[Var], Node]
@@ -209,8 +210,8 @@ class Reducer:
         return self.node.axis if not v.axes or v.axes == self.node.axes else 1 - self.node.axis
 
     def _adjoint(self, axis: int, needs: Sequence[bool]) -> Adjoint:
-        out, e = self._extra("out", self.node.axes), self._extra("e", self.node.axes, 1)
         self.check_derivative()
+        out, e = self._extra([("out", self.node.axes, self.node.dim), ("e", self.node.axes, self.node.dim)])
         vjp = self.node.op.vjp
         assert vjp is not None
         parts, formula = self._side_by_side(axis, needs, lambda v: vjp(self.node, v, e, out).args[0])
@@ -226,8 +227,8 @@ class Reducer:
 
     def _tangent(self, given: tuple[bool, ...]) -> Derived:
         self.check_derivative()
-        out = self._extra("out", self.node.axes)
-        moved = [self._extra(f"d_{v.name}", v.axes, 1 + n, v.dim) for n, v in enumerate(self.variables)]
+        tangents_of = [(f"d_{v.name}", v.axes, v.dim) for v in self.variables]
+        out, *moved = self._extra([("out", self.node.axes, self.node.dim), *tangents_of])
         pairs = [(v, dv) for v, dv, has in zip(self.variables, moved, given, strict=True) if has]
         formulas = [differentiate(f) for f in self.node.args]
         tangents = [_total([tangent(f, v, dv) for v, dv in pairs], f.dim) for f in formulas]
@@ -235,13 +236,16 @@ class Reducer:
         formula = self.node.op.jvp(self.node, tangents, out)
         return self._of_used(Reduction(Sum, [formula], self.node.axis), (*self.variables, out, *moved))
 
-    def _extra(self, stem: str, axes: frozenset[str], further: int = 0, dim: int = 0) -> Var:
-        """A variable beside ours, by default of the result's dim."""
-        taken = {v.name for v in self.variables}
-        while stem in taken:
-            stem += "_"
-        category = {"i": Category.I, "j": Category.J, "": Category.P}["".join(axes)]
-        return Var(len(self.variables) + further, dim or self.node.dim, category, stem)
+    def _extra(self, wanted: Sequence[tuple[str, frozenset[str], int]]) -> list[Var]:
+        """Variables beside ours, with axes and dims, and names that nothing else has."""
+        found, taken = list[Var](), {v.name for v in self.variables}
+        for name, axes, dim in wanted:
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            category = {"i": Category.I, "j": Category.J, "": Category.P}["".join(axes)]
+            found.append(Var(len(self.variables) + len(found), dim, category, name))
+        return found
 
     def _of_used(self, node: Node, variables: Sequence[Var]) -> Derived:
         """A reduction of no more variables than it has, and one for each index of ours."""
