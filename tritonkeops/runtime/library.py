@@ -136,7 +136,8 @@ class Reduce(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         """The gradients; where they are to be differentiated again, all by reductions."""
         ctx.reducer.check_derivative()
-        pattern, saved = ctx.saved_tensors[: ctx.pairs], ctx.saved_tensors[ctx.pairs :]
+        tensors = ctx.saved_tensors  # to be read once: checkpointing computes them again
+        pattern, saved = tensors[: ctx.pairs], tensors[ctx.pairs :]
         operands: list[Any] = [None] * ctx.count + [None, cotangent]
         for n, tensor in zip(ctx.kept, saved, strict=False):
             operands[n] = tensor
