@@ -304,3 +304,11 @@ def test_split_j_in_batches(program, run):
     reduction = compiled(program, "gaussian of parameter")
     args = values(reduction, 2, 30_011, batch=(3,))
     check(run(reduction, args, threads=4), run(reduction, args, "torch"))
+
+
+def test_temporaries_of_functions_whose_names_end_in_digits(program, run):
+    """exp2 number 9 and exp number 29 are two."""
+    formula = "+".join(["Exp2(x*y)", *(f"Exp({k}*x*y)" for k in range(2, 19))])
+    x, y = torch.zeros(3, 1), torch.rand(4, 1)
+    (found,) = run(program(formula, ["x = Vi(1)", "y = Vj(1)"]), [x, y])
+    assert torch.equal(found, torch.full((3, 1), 72.0))

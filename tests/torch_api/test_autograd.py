@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tritonkeops.formula.evaluate import evaluate
 from tritonkeops.formula.ir import Reduction, Var
+from tritonkeops.runtime.reducer import Reducer, Where
 from tritonkeops.torch import Genred
 
 ALIASES = ["x = Vi(3)", "y = Vj(3)", "b = Vj(2)", "c = Vi(1)", "p = Pm(2)"]
@@ -210,6 +211,7 @@ def test_saved_tensors_are_not_to_be_changed() -> None:
 
 GROWTH = """
 import resource, torch
+from tritonkeops.runtime.reducer import Reducer, Where
 from tritonkeops.torch import Genred
 red = Genred("Exp(-SqDist(x,y)*p)*b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(1)", "p = Pm(1)"], axis=1)
 def step(n):
@@ -352,3 +354,83 @@ def test_gradients_agree_with_pykeops(op: str) -> None:
         results.append([value, *torch.autograd.grad(value.sin().sum(), args)])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+# ---- corners ----
+
+
+@pytest.mark.parametrize("formula", ["Exp(-SqDist(x,y))", "Exp(-SqDist(x,y)) + 0*c"])
+def test_batches_of_arguments_that_drop_out(formula: str) -> None:
+    genred = Genred(formula, ["x = Vi(3)", "y = Vj(3)", "c = Vi(1)"], axis=1)
+    x, y, c = torch.rand(5, 3), torch.rand(6, 3), torch.rand(2, 5, 1)
+    torch.testing.assert_close(genred(x.clone().requires_grad_(), y, c).detach(), genred(x, y, c))
+
+
+def test_gradients_that_are_zero() -> None:
+    genred = Genred("Step(x)*2 + c", ["x = Vi(3)", "c = Vi(1)", "y = Vj(3)"], axis=1)
+    x, c, y = (torch.rand(s, requires_grad=True) for s in ((2, 5, 3), (5, 1), (4, 1, 6, 3)))
+    found = torch.autograd.grad(genred(x, c, y).sum(), (x, c, y))
+    assert [g.shape for g in found] == [x.shape, c.shape, y.shape]
+    assert bool((found[0] == 0).all()) and bool((found[2] == 0).all()) and bool((found[1] == 3 * 8 * 6).all())
+
+
+@pytest.mark.parametrize(("variable", "axis"), [("Vi", 1), ("Vj", 0), ("Vj", 1), ("Pm", 1)])
+def test_selections_without_a_reduced_or_a_kept_variable(variable: str, axis: int) -> None:
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]]) if variable != "Pm" else torch.tensor([1.0, 2.0])
+    x.requires_grad_()
+    result = Genred("2*x", [f"x = {variable}(2)"], "Min", axis=axis)(x)
+    (found,) = torch.autograd.grad(result.sum(), x)
+    reduced_x = variable == "Vj" and axis == 1
+    torch.testing.assert_close(found, torch.tensor([[2.0, 2.0], [0.0, 0.0]]) if reduced_x else torch.full_like(x, 2))
+
+
+def test_rows_without_pairs_get_no_nan_from_selections() -> None:
+    genred = Genred("Inv(SqDist(x,y)) * p", ["x = Vi(3)", "y = Vj(3)", "p = Pm(1)"], "Max", axis=1)
+    x, p = torch.rand(5, 3, requires_grad=True), torch.rand(1, requires_grad=True)
+    for create_graph in (False, True):
+        result = genred(x, x, p, mask="i>j")
+        assert result[0].item() == -torch.inf
+        found = torch.autograd.grad(result[1:].sum(), (x, p), create_graph=create_graph)
+        assert all(bool(g.isfinite().all()) for g in found)
+
+
+def test_a_sum_of_minus_infinity_has_its_derivative() -> None:
+    genred = Genred("Log(x)*y", ["x = Vi(1)", "y = Vj(1)"], axis=1)
+    x = torch.tensor([[0.0], [1.0]], requires_grad=True)
+    for create_graph in (False, True):
+        (found,) = torch.autograd.grad(genred(x, torch.ones(2, 1)).sum(), x, create_graph=create_graph)
+        torch.testing.assert_close(found.detach(), torch.tensor([[torch.inf], [2.0]]))
+
+
+def test_results_of_sums_may_be_changed_in_place() -> None:
+    x = torch.rand(5, 3, requires_grad=True)
+    result = Genred("Exp(-SqDist(x,y))", ["x = Vi(3)", "y = Vj(3)"], axis=1)(x, torch.rand(6, 3))
+    result += 1
+    result.sum().backward()
+
+
+def test_writing_into_a_given_result_is_noticed() -> None:
+    """By what tells changes of a tensor by its version: patterns, and autograd."""
+    genred = Genred("Exp(-SqDist(x,y))", ["x = Vi(3)", "y = Vj(3)"], axis=1)
+    nearest = Genred("SqDist(x,y)", ["x = Vi(3)", "y = Vj(3)"], "ArgKMin", axis=1, opt_arg=2)
+    index = torch.empty(20, 2, dtype=torch.int64)
+    for points in (torch.randn(20, 3), torch.randn(20, 3)):
+        nearest(points, points, out=index)
+        torch.testing.assert_close(
+            genred(points, points, neighbors=index), genred(points, points, neighbors=index.clone())
+        )
+    a, out = torch.rand(20, 1, requires_grad=True), torch.rand(20, 1)
+    product = a * out
+    genred(points, points, out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
+def test_shared_parts_of_formulas_are_not_written_out_again_and_again() -> None:
+    """The text of a formula is a tree, of which a derivative's may have more nodes than fit in memory."""
+    formula = "SoftDTW_SqDist(x,y,p)"
+    genred = Genred(formula, ["x = Vi(4)", "y = Vj(4)", "p = Pm(1)"], axis=1)
+    reducer = genred._reducer(Where())
+    adjoint = reducer.adjoints((True, True, True))[0]
+    again = Reducer.read(adjoint.text).adjoints((True,) * len(adjoint.picks))[0]
+    assert len(repr(Reducer.read(again.text).node)) < 10_000

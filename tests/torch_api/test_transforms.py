@@ -139,6 +139,21 @@ def test_a_transform_agrees_with_that_of_the_dense_formula(name: str, check: str
     torch.testing.assert_close(CHECKS[check](ours), wanted, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_transforms_by_a_parameter(size: int) -> None:
+    """A mapped dimension of one is no batch of one, which a parameter could not be told from one without."""
+    genred = Genred("Exp(-SqDist(x,y)*p)", ["x = Vi(2)", "y = Vj(2)", "p = Pm(1)"], axis=1)
+
+    def dense(x: Tensor, y: Tensor, p: Tensor) -> Tensor:
+        return (exponents(x, y) * p[..., None]).exp().sum(-1, keepdim=True)
+
+    p = torch.rand(size, 1, dtype=torch.float64)
+    vmap, grad, hessian, jacfwd = torch.func.vmap, torch.func.grad, torch.func.hessian, torch.func.jacfwd
+    for transform in (vmap, lambda f: vmap(grad(f)), lambda f: vmap(hessian(f)), lambda f: lambda p: jacfwd(f)(p[0])):
+        found = [transform(lambda p, f=f: f(X, Y, p).sum())(p) for f in (genred, dense)]
+        torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("forward", [False, True])
 def test_gradcheck(name: str, forward: bool) -> None:

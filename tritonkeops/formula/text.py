@@ -22,15 +22,18 @@ from tritonkeops.formula.ir import (
     words,
 )
 
+_LONGEST = 4000
+"""Characters of a formula's text, written out as a tree; a DAG's can be exponentially long."""
 _LEVELS = {"|": 2, "+": 3, "-": 3, "*": 4, "/": 4, "**": 6}
 _SIGN, _ATOM = 5, 7
 
 
 def spell(node: Node) -> str:
-    """The node as a formula of the language, parentheses where it needs them."""
+    """The node as a formula of the language, parentheses where it needs them; what is very long becomes "..."."""
     done: dict[Node, tuple[str, int]] = {}
     for each in postorder([node]):
-        done[each] = _spell(each, [done[x] for x in each.operands])
+        text, binds = _spell(each, [done[x] for x in each.operands])
+        done[each] = (text, binds) if len(text) <= _LONGEST else ("...", _ATOM)
     return done[node][0]
 
 

@@ -152,6 +152,8 @@ class Caller:
         except RuntimeError:
             _check_memory(self.program.variables, args)
             raise
+        if out is not None:  # autograd and patterns tell changes of tensors by their versions
+            torch.autograd.graph.increment_version([x for x in outputs if not x.is_inference()])
         return outputs
 
     def on(

@@ -45,29 +45,35 @@ def _select(recipe: Recipe, args: Sequence[Tensor], pattern: Sequence[Tensor]) -
     """
     value, index = reduce(recipe.extended, [x.detach() for x in args], pattern)
     if not any(axis == "reduced" and x.shape[-2] == 0 for x, axis in zip(args, recipe.axes, strict=True)):
-        value = torch.where(value.isfinite(), _at(recipe, args, index), value)
+        found = value.isfinite() & (index >= 0)
+        value = torch.where(found, _at(recipe, args, index, found), value)
     return [value, index][: len(recipe.outputs)]
 
 
-def _at(recipe: Recipe, args: Sequence[Tensor], index: Tensor) -> Tensor:
+def _at(recipe: Recipe, args: Sequence[Tensor], index: Tensor, found: Tensor) -> Tensor:
     """The formula's values at rows of the reduced axis, in the shape of `index`.
 
-    Component c has rows of its own, so the formula is evaluated at the rows of each, as batches (D, K, *batch, M).
+    Component c has rows of its own, so the formula is evaluated at the rows of each, as batches (D, K, *batch, M). All
+    variables have a row for each of these: where nothing is found, no derivative reaches them, not even an infinite
+    one times 0.
     """
-    spread = index  # (*batch, M, K, D)
-    if not recipe.k:
-        spread = index.unsqueeze(-2)
-    elif recipe.inner == 1:
-        spread = index.unsqueeze(-1)
-    places = spread.movedim((-1, -2), (0, 1)).clamp(min=0)[..., None]
-    batch = spread.shape[:-3]
-    moved = [_rows(x, places, batch) if axis == "reduced" else x for x, axis in zip(args, recipe.axes, strict=True)]
-    (values,) = reduce(recipe.values, moved)
-    each = torch.diagonal(values, dim1=0, dim2=-1)  # (K, *batch, M, D)
+
+    def by_row(x: Tensor) -> Tensor:
+        """(D, K, *batch, M, 1) of (*batch, M[, K][, D])."""
+        spread = x.unsqueeze(-2) if not recipe.k else x if recipe.inner > 1 else x.unsqueeze(-1)  # (*batch, M, K, D)
+        return spread.movedim((-1, -2), (0, 1))[..., None]
+
+    places, there = by_row(index).clamp(min=0), by_row(found)
+    rows = [_rows(x, places, axis) for x, axis in zip(args, recipe.axes, strict=True)]
+    (values,) = reduce(recipe.values, [torch.where(there, x, x.detach()) for x in rows])
+    each = torch.diagonal(values.expand(*places.shape[:-1], recipe.inner), dim1=0, dim2=-1)  # (K, *batch, M, D)
     return each.movedim(0, -2).reshape(index.shape)
 
 
-def _rows(x: Tensor, places: Tensor, batch: Sequence[int]) -> Tensor:
-    """Rows of (*batch, N, dim) at places (D, K, *batch, M, 1)."""
-    whole = x.expand(*places.shape[:2], *batch, *x.shape[-2:])
-    return whole.gather(-2, places.expand(*places.shape[:-1], x.shape[-1]))  # take_along_dim has no dynamic vmap
+def _rows(x: Tensor, places: Tensor, axis: str) -> Tensor:
+    """The row of a variable that meets each row i, (D, K, *batch, M, dim): that at its place if the axis is reduced."""
+    shape = (*places.shape[:-1], x.shape[-1])
+    if axis == "reduced":
+        whole = x.expand(*shape[:-2], *x.shape[-2:])
+        return whole.gather(-2, places.expand(shape))  # take_along_dim has no dynamic vmap
+    return (x if axis else x.unsqueeze(-2)).expand(shape)

@@ -84,7 +84,7 @@ def _finds(reducer: Reducer) -> bool:
 
 
 def _gradients(
-    adjoints: Sequence[Adjoint], operands: Sequence[Tensor], pattern: Sequence[Tensor], shapes: dict[int, torch.Size]
+    adjoints: Sequence[Adjoint], operands: Sequence[Tensor], pattern: Sequence[Tensor], shapes: Sequence[torch.Size]
 ) -> dict[int, Tensor]:
     """The gradients by position. `operands` are the arguments, the result and its cotangent; only those that the
     adjoints pick are looked at. `shapes` are the arguments'."""
@@ -95,7 +95,7 @@ def _gradients(
     return found
 
 
-def _apart(adjoint: Adjoint, gradients: Tensor, shapes: dict[int, torch.Size]) -> dict[int, Tensor]:
+def _apart(adjoint: Adjoint, gradients: Tensor, shapes: Sequence[torch.Size]) -> dict[int, Tensor]:
     """Gradients that stand side by side, by position, in their arguments' shapes."""
     found = {}
     for part in adjoint.parts:
@@ -104,6 +104,16 @@ def _apart(adjoint: Adjoint, gradients: Tensor, shapes: dict[int, torch.Size]) -
         shape = shapes[part.position]
         found[part.position] = each.reshape(shape) if each.ndim < len(shape) else each.sum_to_size(shape)
     return found
+
+
+def _in_order(
+    found: dict[int, Tensor], needs: Sequence[bool], shapes: Sequence[torch.Size], like: Tensor
+) -> list[Tensor | None]:
+    """The gradients of all arguments: zeros where a wanted one has no formula."""
+    return [
+        found[n] if n in found else like.new_zeros(shape) if need else None
+        for n, (need, shape) in enumerate(zip(needs, shapes, strict=True))
+    ]
 
 
 class Reduce(torch.autograd.Function):
@@ -126,7 +136,7 @@ class Reduce(torch.autograd.Function):
             (both,) = Reducer.read(joint.text).launch(args, pattern)
             result, slopes = both[..., -1:].contiguous(), [both[..., :-1]]
         ctx.reducer, ctx.adjoints, ctx.joint, ctx.count, ctx.pairs = reducer, adjoints, joint, count, len(pattern)
-        ctx.shapes = {part.position: args[part.position].shape for each in adjoints for part in each.parts}
+        ctx.shapes = [x.shape for x in args]
         read = {n for each in adjoints for n in each.picks} | ({count} if joint and not reducer.linear else set())
         ctx.kept = sorted(read - {count + 1})
         ctx.save_for_backward(*pattern, *[args[n] if n < count else result for n in ctx.kept], *slopes)
@@ -150,7 +160,7 @@ class Reduce(torch.autograd.Function):
             found = _apart(joint, gradients, ctx.shapes)
             adjoints = [each for each in adjoints if each.axis != joint.axis]
         found |= _gradients(adjoints, operands, pattern, ctx.shapes)
-        return None, None, *(found.get(n) for n in range(ctx.count))
+        return None, None, *_in_order(found, ctx.needs_input_grad[2:], ctx.shapes, cotangent)
 
 
 class _Level(_SingleLevelFunction):
@@ -177,10 +187,9 @@ class _Level(_SingleLevelFunction):
         """The gradients."""
         *tensors, result = ctx.saved_tensors
         args, pattern = tensors[: ctx.count], tensors[ctx.count :]
-        adjoints = Reducer.read(ctx.text).adjoints(tuple(ctx.needs_input_grad[3 : 3 + ctx.count]))
-        shapes = {n: x.shape for n, x in enumerate(args)}
-        found = _gradients(adjoints, [*args, result, cotangent], pattern, shapes)
-        return None, None, None, *(found.get(n) for n in range(len(tensors)))
+        needs, shapes = tuple(ctx.needs_input_grad[3 : 3 + ctx.count]), [x.shape for x in args]
+        found = _gradients(Reducer.read(ctx.text).adjoints(needs), [*args, result, cotangent], pattern, shapes)
+        return None, None, None, *_in_order(found, needs, shapes, cotangent), *(None for _ in pattern)
 
     @staticmethod
     def jvp(ctx: Any, text: None, count: None, modes: None, *tangents: Any) -> tuple[Tensor, ...]:
@@ -226,8 +235,12 @@ def _batch(
     """A mapped dimension becomes the first batch dimension of the arguments that have it."""
     if any(d is not None for d in in_dims[1]):
         raise NotImplementedError("vmap over ranges or neighbours: expected one pattern for all")
-    tails = [2 if v.axes else 1 for v in Reducer.read(text).variables]
     dims = in_dims[0]
+    if info.batch_size == 1:  # as a batch of one, a parameter could not be told from one without a batch
+        alone = [x if d is None else x.select(d, 0) for x, d in zip(args, dims, strict=True)]
+        outputs = [x.unsqueeze(0) for x in _operation(alone, pattern, text)]
+        return outputs, [0] * len(outputs)
+    tails = [2 if v.axes else 1 for v in Reducer.read(text).variables]
     most = max(x.ndim - (d is not None) - tail for x, d, tail in zip(args, dims, tails, strict=True))
     moved = []
     for x, d, tail in zip(args, dims, tails, strict=True):

@@ -154,7 +154,7 @@ class Reducer:
     def values(self) -> Reducer:
         """The formula itself, of rows of all variables side by side: what selections are differentiated by."""
         kept = Category.I if self.node.axis == 1 else Category.J
-        moved = [Var(v.position, v.dim, kept if v.axes else v.category, v.name) for v in self.variables]
+        moved = [Var(v.position, v.dim, kept, v.name) for v in self.variables]
         node = Reduction(Sum, self.node.args[:1], self.node.axis)
         return self._alike(_with(node, self.variables, moved), tuple(moved), pattern=False)
 
@@ -167,10 +167,11 @@ class Reducer:
         return Recipe(self.text, extended.text, values, node.op.outputs, node.dim, node.k, node.args[0].dim, axes)
 
     def adjoints(self, needs: tuple[bool, ...]) -> tuple[Adjoint, ...]:
-        """The gradients by the variables that `needs` marks, in one reduction per axis."""
+        """The gradients by the variables that `needs` marks, in one reduction per axis; none of those that are 0."""
         found = self._adjoints.get(needs)
         if found is None:
-            found = self._adjoints[needs] = tuple(self._adjoint(axis, needs) for axis in self._axes(needs))
+            each = [self._adjoint(axis, needs) for axis in self._axes(needs)]
+            found = self._adjoints[needs] = tuple(adjoint for adjoint in each if adjoint)
         return found
 
     def joint(self, needs: tuple[bool, ...]) -> Adjoint | None:
@@ -185,21 +186,24 @@ class Reducer:
         if op.joint is None or self.node.dim > 1 or len(self.node.args) > 1 or self.node.axis not in self._axes(needs):
             return None
         parts, slopes = self._side_by_side(self.node.axis, needs, lambda v: Grad(self.node.args[0], v, Const(1)))
+        if slopes is None:
+            return None
         node = simplify(differentiate(op.joint(self.node, slopes)))
         assert isinstance(node, Reduction)
         return Adjoint(self._alike(node).text, tuple(range(len(self.variables))), parts, self.node.axis)
 
     def _side_by_side(
         self, axis: int, needs: Sequence[bool], gradient: Callable[[Var], Node]
-    ) -> tuple[tuple[Part, ...], Node]:
-        """The gradients that are got by reducing an axis, one formula."""
+    ) -> tuple[tuple[Part, ...], Node | None]:
+        """The gradients that are got by reducing an axis, but those that are 0, as one formula."""
         parts, formulas, start = [], list[Node](), 0
         for v, need in zip(self.variables, needs, strict=True):
-            if need and self._axis_of(v) == axis:
-                formulas.append(gradient(v))
+            formula = simplify(differentiate(gradient(v))) if need and self._axis_of(v) == axis else None
+            if formula and formula is not Const(0, v.dim):
+                formulas.append(formula)
                 parts.append(Part(v.position, start, v.dim, not v.axes))
                 start += v.dim
-        return tuple(parts), functools.reduce(Concat, formulas)
+        return tuple(parts), functools.reduce(Concat, formulas) if formulas else None
 
     def _axes(self, needs: Sequence[bool]) -> list[int]:
         wanted = [self._axis_of(v) for v, need in zip(self.variables, needs, strict=True) if need]
@@ -209,12 +213,14 @@ class Reducer:
         """The axis to reduce for a gradient indexed like v; a parameter goes with the result, its rows to be added."""
         return self.node.axis if not v.axes or v.axes == self.node.axes else 1 - self.node.axis
 
-    def _adjoint(self, axis: int, needs: Sequence[bool]) -> Adjoint:
+    def _adjoint(self, axis: int, needs: Sequence[bool]) -> Adjoint | None:
         self.check_derivative()
         out, e = self._extra([("out", self.node.axes, self.node.dim), ("e", self.node.axes, self.node.dim)])
         vjp = self.node.op.vjp
         assert vjp is not None
         parts, formula = self._side_by_side(axis, needs, lambda v: vjp(self.node, v, e, out).args[0])
+        if formula is None:
+            return None
         derived = self._of_used(Reduction(Sum, [formula], axis), (*self.variables, out, e))
         return Adjoint(derived.text, derived.picks, parts, axis)
 

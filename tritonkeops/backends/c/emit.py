@@ -328,7 +328,7 @@ class _Body:
         stem = (
             "t" if value.op in _INFIX or value.op in ("neg", "where", "maximum", "minimum", "piecewise") else value.op
         )
-        return f"{stem}{self._next()}"
+        return f"{stem}{'_' * stem[-1].isdigit()}{self._next()}"  # exp2 number 9 is not exp number 29
 
     def _component(self, load: Value) -> str:
         """An input's component by name: `b` where there is one, `x_2`, or `x_k1` in a loop."""
