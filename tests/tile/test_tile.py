@@ -382,6 +382,13 @@ def test_sum_schemes_set_blocks(op: str, scheme: str, blocked: bool) -> None:
     assert bool(choose_cpu(reduced("SqDist(x,y)", ["x = Vi(3)", "y = Vj(3)"], op), 4, scheme).block_sum) is blocked
 
 
+def test_long_formulas_are_not_unrolled_over_j() -> None:
+    """Compilers take minutes for what they compile in a second one j at a time; short ones keep their tiles."""
+    aliases = ["x = Vi(3)", "y = Vj(3)", "k = Pm(10)"]
+    assert choose_cpu(reduced("BSpline(k,(x|y),3)", aliases), 4).unroll <= 3
+    assert choose_cpu(reduced("Grad(Exp(-SqDist(x,y)),x,Elem(x,0))", aliases[:2]), 4).unroll >= 4
+
+
 def test_candidates_are_valid_schedules() -> None:
     node = reduced("SqDist(x,y)", ["x = Vi(3)", "y = Vj(3)"])
     for schedule in candidates(choose_cpu(node, 4)):

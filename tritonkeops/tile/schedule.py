@@ -84,7 +84,17 @@ def choose_cpu(
         form, lanes, step, unroll = "simt", 4 * width, 4 * width, 8 if node.op.float_sum and len(fields) > 1 else 4
     if 0 < rows <= width:
         lanes = step = width
+    unroll = min(unroll, max(1, _MOST_STATEMENTS // _statements(node)))
     return CpuSchedule(form=form, lanes=lanes, width=step, unroll=unroll, block_sum=blocks, index_bits=bits)
+
+
+_MOST_STATEMENTS = 500  # of a pair, times rows j of a tile: compilers take time beyond proportion for long loops
+
+
+def _statements(node: Reduction) -> int:
+    """About how many a pair takes; components that are looped over count once."""
+    of_pairs = [x for x in postorder([node]) if x.axes == frozenset("ij")]
+    return max(1, sum(x.dim if x.dim <= Schedule.unroll_dims else 1 for x in of_pairs))
 
 
 def _largest_dim(node: Reduction) -> int:
