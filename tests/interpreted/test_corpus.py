@@ -479,8 +479,8 @@ SIZES_AND_TILES = {
 def check_random(genred, drawn, M, N, dtype, tiles):
     """In small tiles, some of them whole, and in parts of j where `splits` are asked for."""
 
-    def small(*args):
-        schedule = choose_gpu(*args)
+    def small(*args, **options):
+        schedule = choose_gpu(*args, **options)
         return replace(schedule, **tiles, block_sum=min(schedule.block_sum, 2 * tiles["block_j"]))
 
     with mock.patch.object(compiler, "choose_gpu", small), mock.patch.object(test_hypothesis, "Genred", genred):

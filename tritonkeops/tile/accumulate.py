@@ -31,7 +31,10 @@ def arrange(program: TileProgram) -> TileProgram:
 
 
 def _spread(program: TileProgram) -> TileProgram:
-    """Keep a sum for each row of the tile where all that happens to an accumulator is s = s + sum_j(x)."""
+    """Keep a sum for each row of the tile where all that happens to an accumulator is s = s + sum_j(x), and where no
+    loop over components reads accumulators: those are in memory."""
+    if any(not isinstance(store.position, int) for store in (*program.merge, *program.finish)):
+        return program
     stores = tuple(_spread_store(store) for store in program.update)
     changed = [store is not old for store, old in zip(stores, program.update, strict=True)]
     return replace(program, update=stores) if all(changed) else program
