@@ -366,6 +366,18 @@ def test_batches_of_arguments_that_drop_out(formula: str) -> None:
     torch.testing.assert_close(genred(x.clone().requires_grad_(), y, c).detach(), genred(x, y, c))
 
 
+@pytest.mark.parametrize("shape", [(), (2,), (1, 2), (1, 1, 2), (1, 1, 1, 2), (1, 3, 2), (4, 1, 2), (1, 4, 1, 2)])
+def test_shapes_of_parameters_mean_the_same_to_all(shape: tuple[int, ...]) -> None:
+    """To a plain call, to autograd, to forward mode and to torch.compile."""
+    genred = Genred("x*p", ["x = Vi(2)", f"p = Pm({shape[-1] if shape else 1})"], axis=1)
+    x, p = torch.rand(3, 5, 2), torch.rand(shape)
+    wanted = genred(x, p)
+    torch.testing.assert_close(genred(x.clone().requires_grad_(), p).detach(), wanted)
+    torch.testing.assert_close(torch.func.jvp(lambda x: genred(x, p), (x,), (x,)), (wanted, wanted))
+    compiled = torch.compile(lambda x: genred(x, p), fullgraph=True, backend="aot_eager", dynamic=True)
+    torch.testing.assert_close(compiled(x), wanted)
+
+
 def test_gradients_that_are_zero() -> None:
     genred = Genred("Step(x)*2 + c", ["x = Vi(3)", "c = Vi(1)", "y = Vj(3)"], axis=1)
     x, c, y = (torch.rand(s, requires_grad=True) for s in ((2, 5, 3), (5, 1), (4, 1, 6, 3)))

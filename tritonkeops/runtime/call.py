@@ -33,8 +33,8 @@ _BACKENDS = (
 )
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 _FULL = (torch.float32, torch.float64)
-_HALVES = (torch.float16, torch.bfloat16)
-_GPUS = ("cuda", "xpu")
+HALVES = (torch.float16, torch.bfloat16)
+GPUS = ("cuda", "xpu")
 _MOST_PLANS = 256
 _FEW_ROWS = {"c": (16,), "triton": (1, 16, 64, 256)}
 _INT32 = 2**31 - 2**20  # sizes are rounded up to whole tiles
@@ -218,8 +218,7 @@ class Caller:
         engine = _check_tensors(variables, args, backend)
         _check_memory(variables, args)
         extents = tuple(map(_extent, args))
-        reshape = tuple(_parameter_shape(var, arg, variables, args) for var, arg in zip(variables, args, strict=True))
-        args = [x if shape is None else x.reshape(shape) for x, shape in zip(args, reshape, strict=True)]
+        reshape, args = _without_ones(variables, args)
         layout = lay_out(variables, args, self.program.reduction.axis)
         copies = tuple(n for n, x in enumerate(args) if x.is_neg() or (x.shape[-1] > 1 and x.stride(-1) != 1))
         args = [x.resolve_neg().contiguous() if n in copies else x for n, x in enumerate(args)]
@@ -233,15 +232,14 @@ class Caller:
             target = self.how.target(dtype, layout, "triton", self.program.reduction.dim, len(sizes))
             target = replace(target, pattern=form)
             launch = self.program.kernel(target).prepare(args, layout)
-        return Plan(launch, layout, reshape, copies, self._shape(layout), self._dtypes(args[0].dtype), extents)
+        return Plan(launch, layout, tuple(reshape), copies, self._shape(layout), self._dtypes(args[0].dtype), extents)
 
     def empty(self, args: Sequence[Tensor]) -> list[Tensor]:
         """Tensors like the outputs, of arguments that need no memory."""
         variables = self.program.variables
         _check_tensors(variables, args, "auto")
-        shapes = [_parameter_shape(var, arg, variables, args) for var, arg in zip(variables, args, strict=True)]
-        args = [x if shape is None else x.reshape(shape) for x, shape in zip(args, shapes, strict=True)]
-        shape = self._shape(lay_out(variables, args, self.program.reduction.axis))
+        _, settled = _without_ones(variables, args)
+        shape = self._shape(lay_out(variables, settled, self.program.reduction.axis))
         return [args[0].new_empty(shape, dtype=dtype) for dtype in self._dtypes(args[0].dtype)]
 
     def _dtypes(self, dtype: torch.dtype) -> tuple[torch.dtype, ...]:
@@ -266,7 +264,7 @@ def _elsewhere(args: Sequence[Tensor], backend: str, device_id: int) -> torch.de
         return None
     if os.environ.get("TRITON_INTERPRET") == "1":
         return None
-    kind = next((kind for kind in _GPUS if getattr(torch, kind).is_available()), None)
+    kind = next((kind for kind in GPUS if getattr(torch, kind).is_available()), None)
     if kind is None:
         raise RuntimeError(f"backend={backend!r}: torch finds no GPU; use 'auto' or 'CPU'")
     return torch.device(kind, device_id if device_id >= 0 else torch.get_device_module(kind).current_device())
@@ -280,7 +278,7 @@ def describe(var: Var) -> str:
 def engine_of(var: Var, arg: Tensor, backend: str) -> str:
     """The back end, "c" or "triton", for tensors on a device. Raises ValueError, NotImplementedError."""
     kind = arg.device.type
-    if kind not in ("cpu", *_GPUS):
+    if kind not in ("cpu", *GPUS):
         raise NotImplementedError(f"{describe(var)} is on {arg.device}: expected a CPU, CUDA, ROCm or XPU tensor")
     if kind != "cpu" and backend == "CPU":
         raise ValueError(f"{describe(var)} is on {arg.device}: expected a CPU tensor for backend='CPU'")
@@ -298,7 +296,7 @@ def _check_tensors(variables: Sequence[Var], args: Sequence[Tensor], backend: st
         if not isinstance(arg, Tensor):
             raise TypeError(f"{describe(var)}: expected a tensor, got {type(arg).__name__}")
         _check_dense(describe(var), arg)
-        if arg.dtype not in (*_FULL, *_HALVES):
+        if arg.dtype not in (*_FULL, *HALVES):
             raise TypeError(f"{describe(var)}: expected float32 or float64, got {arg.dtype}")
         if arg.dtype != args[0].dtype:
             raise TypeError(
@@ -310,7 +308,7 @@ def _check_tensors(variables: Sequence[Var], args: Sequence[Tensor], backend: st
                 "expected one device"
             )
         engine = engine_of(var, arg, backend)
-        if arg.dtype in _HALVES and engine == "c":
+        if arg.dtype in HALVES and engine == "c":
             raise NotImplementedError(f"{describe(var)}: expected float32 or float64 on the CPU, got {arg.dtype}")
         least = 2 if var.axes else 0
         if arg.ndim < least or (arg.shape[-1] if arg.ndim else 1) != var.dim:
@@ -350,18 +348,24 @@ def _extent(arg: Tensor) -> int:
     return (steps + 1) * arg.element_size() if arg.numel() else 0
 
 
-def _parameter_shape(var: Var, arg: Tensor, variables: Sequence[Var], args: Sequence[Tensor]) -> tuple[int, ...] | None:
-    """A parameter's shape without the ones that no batch asks for: 0-D, or (1, 1, dim) beside (M, dim).
+def parameter_shape(shape: Sequence[int], batch: int) -> tuple[int, ...]:
+    """A parameter's shape without the ones that no batch asks for: 0-D, or (1, 1, dim) beside (M, dim), where variables
+    have no `batch` dimensions.
 
     A parameter that differs among batch entries keeps its batch dimensions.
     """
-    if var.axes or arg.ndim == 1 or any(size != 1 for size in arg.shape[:-1]):
-        return None
+    shape = tuple(shape) or (1,)
+    return shape[max(0, len(shape) - batch - 1) :] if all(size == 1 for size in shape[:-1]) else shape
+
+
+def _without_ones(
+    variables: Sequence[Var], args: Sequence[Tensor]
+) -> tuple[list[tuple[int, ...] | None], list[Tensor]]:
+    """The arguments with parameters in their shape, and the shapes that had to be changed."""
     batch = max((x.ndim - 2 for v, x in zip(variables, args, strict=True) if v.axes), default=0)
-    shape = tuple(arg.shape) or (1,)
-    while len(shape) > batch + 1 and shape[0] == 1:
-        shape = shape[1:]
-    return None if shape == tuple(arg.shape) else shape
+    wanted = [x.shape if v.axes else parameter_shape(x.shape, batch) for v, x in zip(variables, args, strict=True)]
+    changed = [None if shape == x.shape else shape for shape, x in zip(wanted, args, strict=True)]
+    return changed, [x if shape is None else x.reshape(shape) for shape, x in zip(changed, args, strict=True)]
 
 
 def lay_out(variables: Sequence[Var], args: Sequence[Tensor], axis: int) -> Layout:

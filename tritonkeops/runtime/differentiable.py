@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tritonkeops.runtime.call import parameter_shape
 from tritonkeops.runtime.library import reduce
 from tritonkeops.runtime.reducer import Recipe
 
@@ -27,15 +28,9 @@ def differentiable(recipe: Recipe, args: Sequence[Tensor], pattern: Sequence[Ten
 def _aligned(recipe: Recipe, args: Sequence[Tensor]) -> list[Tensor]:
     """Parameters without the ones that no batch asks for, which a mapped dimension would turn into batches."""
     batch = max([0, *[x.ndim - 2 for x, axis in zip(args, recipe.axes, strict=True) if axis]])
-    return [x if axis else _parameter(x, batch) for x, axis in zip(args, recipe.axes, strict=True)]
-
-
-def _parameter(x: Tensor, batch: int) -> Tensor:
-    if x.ndim == 0:
-        return x.reshape(1)
-    while x.ndim > batch + 1 and x.shape[0] == 1:
-        x = x.squeeze(0)
-    return x
+    return [
+        x if axis else x.reshape(parameter_shape(x.shape, batch)) for x, axis in zip(args, recipe.axes, strict=True)
+    ]
 
 
 def _select(recipe: Recipe, args: Sequence[Tensor], pattern: Sequence[Tensor]) -> list[Tensor]:

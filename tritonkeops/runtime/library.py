@@ -29,6 +29,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.nn import Parameter
 
+from tritonkeops.runtime.call import GPUS
 from tritonkeops.runtime.reducer import Adjoint, Reducer
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -252,8 +253,8 @@ def _batch(
     return outputs, [0] * len(outputs)
 
 
-for _key in ("CPU", "CUDA", "XPU"):
-    _library.impl("reduce", _launch, _key)  # type: ignore[no-untyped-call]
+for _kind in ("cpu", *GPUS):
+    _library.impl("reduce", _launch, _kind.upper())  # type: ignore[no-untyped-call]
 _library.impl("reduce", _record, "Autograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake("tritonkeops::reduce", _fake, lib=_library)
 torch.library.register_vmap("tritonkeops::reduce", _batch, lib=_library)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tritonkeops.runtime.call import GPUS, HALVES
 from tritonkeops.runtime.differentiable import differentiable
 from tritonkeops.runtime.genred import GenredBase
 from tritonkeops.runtime.library import constant_for_dynamo, records, traced
@@ -14,8 +15,6 @@ from tritonkeops.runtime.pattern import kind_of_call
 from tritonkeops.runtime.reducer import Recipe, Reducer, Where
 
 __all__ = ["Genred"]
-
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 class Genred(GenredBase):
@@ -63,7 +62,7 @@ class Genred(GenredBase):
         """
         kind, pattern = kind_of_call(ranges, mask, neighbors)
         if _autocasts(args):
-            args = tuple(x.float() if isinstance(x, Tensor) and x.dtype in _HALVES else x for x in args)
+            args = tuple(x.float() if isinstance(x, Tensor) and x.dtype in HALVES else x for x in args)
         if torch.compiler.is_compiling() and out is None:
             outputs = differentiable(Recipe(*self._recipe(backend, device_id, kind)), args, pattern)
         else:
@@ -91,4 +90,4 @@ class Genred(GenredBase):
 def _autocasts(args: tuple[Tensor, ...]) -> bool:
     """Whether autocast is on where the arguments are."""
     kind = args[0].device.type if args and isinstance(args[0], Tensor) else ""
-    return kind in ("cpu", "cuda", "xpu") and torch.is_autocast_enabled(kind)
+    return kind in ("cpu", *GPUS) and torch.is_autocast_enabled(kind)
