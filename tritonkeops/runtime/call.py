@@ -349,8 +349,9 @@ def _extent(arg: Tensor) -> int:
 
 
 def parameter_shape(shape: Sequence[int], batch: int) -> tuple[int, ...]:
-    """A parameter's shape without the ones that no batch asks for: 0-D, or (1, 1, dim) beside (M, dim), where variables
-    have no `batch` dimensions.
+    """A parameter's shape without the ones that no batch asks for, such as those of (1, 1, dim) beside (M, dim).
+
+    `batch` is the number of batch dimensions of the variables; a number, 0-D, is a vector of one component.
 
     A parameter that differs among batch entries keeps its batch dimensions.
     """
