@@ -1,6 +1,7 @@
 """The named cases: what is computed, on which inputs, and what it amounts to in dense torch operations.
 
-A case is data. The benchmark times it, the tests run it small, and a GPU module may count its instructions.
+A case is data. The benchmark times it, the tests run it small, and a GPU module may count its instructions. TABLE names
+the cases of the README's table, FAMILIES those that differ in nothing but the dimension.
 
     case = CASES["gaussian_d3"]
     inputs = case.inputs(M=100, N=200)               # seeded torch tensors, in the formula's order
@@ -11,6 +12,8 @@ A case is data. The benchmark times it, the tests run it small, and a GPU module
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -200,8 +203,8 @@ def sqdist(x: Tensor, y: Tensor) -> Tensor:
 
 
 def direct_sqdist(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_j|^2 from the differences: no cancellation."""
-    return ((x[:, None] - y) ** 2).sum(2)
+    """|x_i - y_j|^2 from the differences, none of them stored: no cancellation."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist") ** 2
 
 
 def spans(length: int) -> Tensor:
@@ -233,12 +236,16 @@ def softmax(x: Tensor, y: Tensor, b: Tensor) -> Tensor:
     return sqdist(x, y).neg_().softmax(1) @ b
 
 
+def attention(x: Tensor, y: Tensor, b: Tensor) -> Tensor:
+    return (x @ y.T).softmax(1) @ b
+
+
 def nearest(x: Tensor, y: Tensor) -> Tensor:
     return sqdist(x, y).argmin(1, keepdim=True)
 
 
-def ten_nearest(x: Tensor, y: Tensor) -> Tensor:
-    return sqdist(x, y).topk(min(10, len(y)), largest=False).indices
+def k_nearest(x: Tensor, y: Tensor, K: int) -> Tensor:
+    return sqdist(x, y).topk(min(K, len(y)), largest=False).indices
 
 
 # --- the cases ------------------------------------------------------------------------------------------
@@ -250,19 +257,52 @@ def clouds(dim: int) -> tuple[Variable, Variable]:
     return Variable("x", "Vi", dim, deviation), Variable("y", "Vj", dim, deviation)
 
 
+def directions(dim: int) -> tuple[Variable, Variable]:
+    """Vectors x_i and y_j whose inner products have deviation 1 in any dimension: a softmax of them is not one-hot."""
+    deviation = dim**-0.25
+    return Variable("x", "Vi", dim, deviation), Variable("y", "Vj", dim, deviation)
+
+
+def square(dim: int, most: int = 10_000) -> dict[str, int]:
+    """M and N: fewer points in higher dimensions, so that the slowest peer takes about a second."""
+    tenths = 10 if dim <= 16 else 4 if dim <= 200 else 2 if dim <= 512 else 1
+    rows = most * tenths // 10
+    return {"M": rows, "N": rows}
+
+
 WEIGHT = Variable("b", "Vj", 1)
 
 
-def gaussian_case(name: str, dim: int, **options: Any) -> Case:
-    options = {"peers": ("pykeops", "torch", "sklearn"), **options}
-    return Case(name, "Exp(-SqDist(x,y))*b", (*clouds(dim), WEIGHT), gaussian, **options)
+def gaussian_case(name: str, dim: int, weight: Variable = WEIGHT, **options: Any) -> Case:
+    options = {"peers": ("pykeops", "torch", "sklearn"), **square(dim), **options}
+    return Case(name, "Exp(-SqDist(x,y))*b", (*clouds(dim), weight), gaussian, **options)
+
+
+def gaussian_gradient_case(name: str, dim: int) -> Case:
+    variables = (*clouds(dim), WEIGHT, Variable("e", "Vi", 1))
+    return Case(name, "Exp(-SqDist(x,y))*b", variables, gaussian_gradient, gradient_in="x", **square(dim))
+
+
+def logsumexp_case(name: str, dim: int) -> Case:
+    return Case(name, "-SqDist(x,y)", clouds(dim), logsumexp, reduction_op="LogSumExp", **square(dim))
 
 
 def neighbours_case(name: str, dim: int, K: int, **options: Any) -> Case:
-    options |= {"opt_arg": K, "reduction_op": "ArgKMin"} if K > 1 else {"reduction_op": "ArgMin"}
-    dense = ten_nearest if K > 1 else nearest
-    peers = ("pykeops", "torch", "faiss", "sklearn")
-    return Case(name, "SqDist(x,y)", clouds(dim), dense, peers=peers, **options)
+    reduction = {"opt_arg": K, "reduction_op": "ArgKMin"} if K > 1 else {"reduction_op": "ArgMin"}
+    dense = partial(k_nearest, K=K) if K > 1 else nearest
+    options = {"peers": ("pykeops", "torch", "faiss", "sklearn"), **reduction, **square(dim), **options}
+    return Case(name, "SqDist(x,y)", clouds(dim), dense, **options)
+
+
+def softmax_case(name: str, formula: str, points: tuple[Variable, Variable], dense: Any, **options: Any) -> Case:
+    """The softmax average of vectors b_j with as many components as x_i and y_j."""
+    variables = (*points, Variable("b", "Vj", points[0].dim))
+    return Case(name, formula, variables, dense, reduction_op="SumSoftMaxWeight", formula2="b", **options)
+
+
+def attention_case(name: str, dim: int, **options: Any) -> Case:
+    options = {"peers": ("pykeops", "torch", "sdpa"), **square(dim, most=5000), **options}
+    return softmax_case(name, "(x|y)", directions(dim), attention, **options)
 
 
 def differentiated(case: Case, peers: tuple[str, ...] = ("pykeops", "torch")) -> Case:
@@ -272,40 +312,69 @@ def differentiated(case: Case, peers: tuple[str, ...] = ("pykeops", "torch")) ->
     return replace(case, variables=variables, gradients=names, peers=peers)
 
 
-_CASES = [
-    gaussian_case("gaussian_d3", 3),
-    Case("logsumexp_d3", "-SqDist(x,y)", clouds(3), logsumexp, reduction_op="LogSumExp"),
-    neighbours_case("argkmin10_d3", 3, K=10),
-    gaussian_case("gaussian_d64", 64, M=4000, N=4000),
-    neighbours_case("argkmin10_d64", 64, K=10, M=4000, N=4000),
-    Case(
-        "gaussian_grad_d3",
-        "Exp(-SqDist(x,y))*b",
-        (*clouds(3), WEIGHT, Variable("e", "Vi", 1)),
-        gaussian_gradient,
-        gradient_in="x",
-    ),
+DIMS = (1, 3, 10, 16, 64, 128, 512, 1024)
+NEIGHBOUR_DIMS = (3, 64, 128, 784)
+ATTENTION_DIMS = (16, 64, 128, 512)
+
+
+def neighbours_family(prefix: str, K: int) -> list[Case]:
+    return [neighbours_case(f"{prefix}_d{dim}", dim, K) for dim in NEIGHBOUR_DIMS]
+
+
+_FAMILIES = {
+    "Sum of Exp(-SqDist(x,y))*b": [gaussian_case(f"gaussian_d{dim}", dim) for dim in DIMS],
+    "the same and its gradient in x": [gaussian_gradient_case(f"gaussian_grad_d{dim}", dim) for dim in DIMS],
+    "LogSumExp of -SqDist(x,y)": [logsumexp_case(f"logsumexp_d{dim}", dim) for dim in DIMS],
+    "ArgKMin (K = 10) of SqDist(x,y)": neighbours_family("argkmin10", 10),
+    "SumSoftMaxWeight of (x|y) and b of dim D": [attention_case(f"softmax_d{dim}", dim) for dim in ATTENTION_DIMS],
+}
+
+_OTHERS = [
+    *neighbours_family("argmin", 1),
+    *neighbours_family("argkmin50", 50),
     differentiated(gaussian_case("gaussian_all_grads_d3", 3)),
-    differentiated(gaussian_case("gaussian_all_grads_d64", 64, M=4000, N=4000)),
+    differentiated(gaussian_case("gaussian_all_grads_d64", 64)),
     differentiated(Case("sinkhorn_d3", "b-SqDist(x,y)", (*clouds(3), WEIGHT), sinkhorn_step, reduction_op="LogSumExp")),
     gaussian_case("gaussian_blocks_d3", 3, blocks=0.1, peers=("pykeops",)),
-    gaussian_case("gaussian_d10", 10),
-    neighbours_case("argmin_d3", 3, K=1),
-    Case(
-        "softmax_d3",
-        "-SqDist(x,y)",
-        (*clouds(3), Variable("b", "Vj", 3)),
-        softmax,
-        reduction_op="SumSoftMaxWeight",
-        formula2="b",
-    ),
+    softmax_case("softmax_d3", "-SqDist(x,y)", clouds(3), softmax),
     gaussian_case("gaussian_f64_d3", 3, dtype=torch.float64),
-    neighbours_case("argkmin10_d128", 128, K=10, M=4000, N=4000),
     neighbours_case("argkmin10_d3_n100k", 3, K=10, M=4000, N=100_000),
     gaussian_case("overhead_m10", 3, M=10, N=10, measure="call", peers=("pykeops",)),
     differentiated(gaussian_case("overhead_m10_grads", 3, M=10, N=10, measure="call"), peers=("pykeops",)),
     gaussian_case("overhead_m10_numpy", 3, M=10, N=10, measure="call", peers=("pykeops",), interface="numpy"),
     gaussian_case("compile_first_call", 3, M=100, N=100, measure="first call", peers=("pykeops",)),
+    gaussian_case("gaussian_d200", 200),
+    gaussian_case("gaussian_rhs64_d3", 3, Variable("b", "Vj", 64), M=4000, N=4000),
+    gaussian_case("gaussian_rhs64_d64", 64, Variable("b", "Vj", 64)),
+    neighbours_case("argmin_d128_bf16", 128, K=1, dtype=torch.bfloat16, peers=("torch",)),
+    attention_case("softmax_d64_bf16", 64, dtype=torch.bfloat16, peers=("torch", "sdpa")),
 ]
 
-CASES: dict[str, Case] = {case.name: case for case in _CASES}
+CASES: dict[str, Case] = {case.name: case for case in chain(*_FAMILIES.values(), _OTHERS)}
+
+TABLE = (
+    "gaussian_d3",
+    "logsumexp_d3",
+    "argkmin10_d3",
+    "gaussian_d64",
+    "argkmin10_d64",
+    "gaussian_grad_d3",
+    "gaussian_all_grads_d3",
+    "gaussian_all_grads_d64",
+    "sinkhorn_d3",
+    "gaussian_blocks_d3",
+    "gaussian_d10",
+    "argmin_d3",
+    "softmax_d3",
+    "gaussian_f64_d3",
+    "argkmin10_d128",
+    "argkmin10_d3_n100k",
+    "overhead_m10",
+    "overhead_m10_grads",
+    "overhead_m10_numpy",
+    "compile_first_call",
+)
+
+FAMILIES = {title: tuple(case.name for case in family) for title, family in _FAMILIES.items()}
+
+PLOTTED = tuple(chain(*FAMILIES.values()))

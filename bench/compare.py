@@ -15,6 +15,7 @@ from bench.first_call import seconds_in_new_process
 from bench.peers import OURS, PEERS, Computation, installed
 
 SHORTEST, LONGEST = 0.05, 2.0  # seconds: a turn repeats calls up to the first; sizes halve above the second
+FEWEST = 1000  # rows that sizes do not halve below: shorter calls would measure the overhead of a call
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
@@ -64,7 +65,7 @@ def prepare(case: Case) -> tuple[Comparison, dict[str, Computation]]:
         if computation is not None:
             computations[peer] = computation
             slowest = max(slowest, min(timed(computation), timed(computation)))
-    if slowest > LONGEST:
+    if slowest > LONGEST and case.M // 2 >= FEWEST:
         return prepare(replace(case, M=case.M // 2, N=case.N // 2))
     return comparison, computations
 

@@ -15,41 +15,18 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bench.cases import CASES, Case
 from bench.keops_cuda import saved
 from bench.report import first_line, rounded
-from bench.sass import PerPair, Usage, disassemble, parse, per_pair, usage, version_of
 from tritonkeops.backends.triton.build import TritonKernel
-from tritonkeops.backends.triton.offline import compile_offline
+from tritonkeops.backends.triton.predict import DEVICES, Device, bound, counted
+from tritonkeops.backends.triton.sass import PerPair, Usage, version_of
 from tritonkeops.compiler import Program, Target
 
 RESULTS = Path(__file__).parent / "results" / "machine_code.jsonl"
 
-
-class Device(NamedTuple):
-    """A GPU; `lanes` is what a multiprocessor does per clock, in the units of `bench.sass.lanes`, and `packed` how many
-    float32 operations an instruction can hold."""
-
-    name: str
-    multiprocessors: int
-    hertz: float
-    lanes: dict[str, float]
-    packed: int = 1
-
-
-# Multiprocessors and clocks: NVIDIA's white papers of the A100 and the H100, and the highest clocks that nvidia-smi
-# shows on an H200 and a B200. Lanes: "Throughput of Native Arithmetic Instructions" in the CUDA programming guide; four
-# schedulers issue a warp of 32 each. Memory: 128 bytes to or from the registers, also where all lanes read one word.
-# Tensor cores: the datasheets' 312, 990 and 2250 TFLOP/s in 16 bits, which hold at lower clocks than these.
-_HOPPER: dict[str, float]
-_HOPPER = {"issue": 128, "fp32": 128, "imad": 64, "alu": 64, "mufu": 16, "fp64": 64, "memory": 32, "tensor": 1894}
-DEVICES = {
-    "cuda:80": Device("A100", 108, 1.41e9, _HOPPER | {"fp32": 64, "fp64": 32, "tensor": 1024}),
-    "cuda:90": Device("H200", 132, 1.98e9, _HOPPER),
-    "cuda:100": Device("B200", 148, 1.965e9, _HOPPER | {"tensor": 3868}, packed=2),
-}
 
 # What a pair cannot do without. Exponents may come from tensor cores, so the exponential alone bounds sums of
 # Gaussians of few components; with D = 64 it is three products of tf32, each as dear as two in 16 bits, and 16 more
@@ -67,12 +44,6 @@ NEEDED: dict[str, dict[str, float]] = {
     "argkmin10_d64": {"tensor": 2 * (3 * 64 + 16)},
     "argkmin10_d128": {"tensor": 2 * (3 * 128 + 16)},
 }
-
-
-def bound(lanes: dict[str, float], device: Device) -> tuple[float, str]:
-    """The most pairs per second, and the pipe that sets it."""
-    clocks, pipe = max((taken / device.lanes[pipe], pipe) for pipe, taken in lanes.items())
-    return device.multiprocessors * device.hertz / clocks, pipe
 
 
 def limit(case: str, device: Device) -> float:
@@ -110,15 +81,6 @@ class Row:
 def measure(name: str, target: str) -> Row:
     """Compile a case's kernel (the gradient's, where it has one) and count it."""
     return Row(name, target, *counted(kernel_of(CASES[name]), target))
-
-
-def counted(kernel: TritonKernel, target: str) -> tuple[PerPair, Usage]:
-    """What a kernel's loop over tiles executes per pair, and what it occupies."""
-    cubin, schedule = compile_offline(kernel, target).asm["cubin"], kernel.schedule
-    assert isinstance(cubin, bytes)
-    pairs = schedule.block_i * schedule.block_j / (32 * schedule.num_warps)
-    depth = 1 if schedule.block_sum and not kernel.emitted.held else 0  # inside a loop over blocks of a sum
-    return per_pair(parse(disassemble(cubin)), pairs, depth), usage(cubin)
 
 
 def kernel_of(case: Case, **changes: Any) -> TritonKernel:

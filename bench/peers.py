@@ -61,7 +61,8 @@ def dense_torch(case: Case, inputs: list[Tensor]) -> Computation:
     """Dense operations on as many rows at a time as a cache holds."""
     by_row = next(t for v, t in zip(case.variables, inputs, strict=True) if v.category == "Vi")
     by_column = next(t for v, t in zip(case.variables, inputs, strict=True) if v.category == "Vj")
-    step = max(1, CHUNK // (len(by_column) * by_column.element_size()))
+    # Long vectors: as many rows as components at least, since each block reads all the columns' vectors.
+    step = max(by_column.shape[1], CHUNK // (len(by_column) * by_column.element_size()))
     chunks = [slice(first, first + step) for first in range(0, len(by_row), step)]
     if case.gradients:
         return lambda: chunked_gradients(case, inputs, chunks)
@@ -83,6 +84,12 @@ def chunked_gradients(case: Case, inputs: list[Tensor], chunks: list[slice]) -> 
         torch.cat(each) if rows else sum(each) for rows, each in zip(by_row, zip(*parts, strict=True), strict=True)
     ]
     return torch.cat(joined)
+
+
+def sdpa(case: Case, inputs: list[Tensor]) -> Computation:
+    """Torch's fused attention, on a batch of one with one head, which its kernels ask for."""
+    x, y, b = (tensor[None, None] for tensor in inputs)
+    return lambda: torch.nn.functional.scaled_dot_product_attention(x, y, b, scale=1.0)[0, 0]
 
 
 def faiss(case: Case, inputs: list[Tensor]) -> Computation:
@@ -125,6 +132,7 @@ PEERS: dict[str, Callable[[Case, list[Tensor]], Computation]] = {
     OURS: tritonkeops,
     "pykeops": pykeops,
     "torch": dense_torch,
+    "sdpa": sdpa,
     "faiss": faiss,
     "sklearn": sklearn,
 }
@@ -132,8 +140,9 @@ PEERS: dict[str, Callable[[Case, list[Tensor]], Computation]] = {
 
 def versions() -> dict[str, str]:
     """The versions of the peers that are installed, and of NumPy."""
-    return {name: importlib.import_module(name).__version__ for name in [*PEERS, "numpy"] if installed(name)}
+    libraries = [name for name in PEERS if installed(name) and name != "sdpa"]  # that is torch's
+    return {name: importlib.import_module(name).__version__ for name in [*libraries, "numpy"]}
 
 
 def installed(peer: str) -> bool:
-    return importlib.util.find_spec(peer) is not None
+    return peer == "sdpa" or importlib.util.find_spec(peer) is not None

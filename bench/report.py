@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,17 @@ from typing import Any
 from bench.compare import Comparison
 from bench.peers import OURS, PEERS, versions
 
+LABELS = {
+    "tritonkeops": "tritonkeops",
+    "pykeops": "PyKeOps",
+    "torch": "torch",
+    "sdpa": "torch's scaled_dot_product_attention",
+    "faiss": "FAISS",
+    "sklearn": "scikit-learn",
+}
 UNITS = {"throughput": "G pairs/s", "call": "µs", "first call": "s"}
 RESULTS = Path(__file__).parent / "results" / "cpu.jsonl"
+PICTURE = RESULTS.with_name("dims.svg")
 COLUMN = 19
 
 
@@ -59,10 +69,28 @@ def failure_lines(comparison: Comparison) -> list[str]:
 def save(comparisons: list[Comparison], threads: int) -> None:
     """Append one line of JSON for each case."""
     RESULTS.parent.mkdir(exist_ok=True)
-    circumstances = environment(threads)
+    made_by = environment(threads)
     with RESULTS.open("a") as file:
         for comparison in comparisons:
-            file.write(json.dumps({**record(comparison), **circumstances}) + "\n")
+            file.write(json.dumps({**record(comparison), **made_by}) + "\n")
+
+
+def newest(names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The newest records of these cases, by name, of all that were measured as the last of them was."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    records = [each for each in map(json.loads, lines) if each["case"] in names]
+    alike = [r for r in records if all(r[k] == records[-1][k] for k in ("cpu", "threads", "compiler", "versions"))]
+    return {record["case"]: record for record in alike}
+
+
+def circumstances(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """How the newest of some records was made, in a sentence."""
+    last = max(records.values(), key=lambda record: str(record["date"]))
+    versions = ", ".join(f"{LABELS.get(name, name)} {version}" for name, version in last["versions"].items())
+    return (
+        f"{last['cpu']}, {last['threads']} threads, {last['compiler']}, Python {last['python']}; {versions}; "
+        f"{last['date'][:10]}."
+    )
 
 
 def record(comparison: Comparison) -> dict[str, Any]:

@@ -194,22 +194,21 @@ def dense(node: Node, values: Values) -> Tensor:
 
 
 def reduce_dense(
-    node: Reduction, terms: Sequence[Tensor], M: int, N: int, factor: Tensor | None = None
+    node: Reduction, terms: Sequence[Tensor], M: int, N: int, values: Values | None = None
 ) -> list[Tensor]:
-    """The outputs of a reduction of dense terms (dim, M or 1, N or 1), times the factor's value: (dim, rows)."""
+    """The outputs of a reduction of dense terms (dim, M or 1, N or 1): (dim, rows). `values` are for its result."""
     like = torch.empty((0, 1, 1), dtype=torch.float64)
-    full = [term.expand(-1, M, N) for term in terms]
-    full = [term.transpose(-1, -2) for term in full] if node.axis == 0 else full
-    factor = factor.transpose(-1, -2) if factor is not None and node.axis == 0 else factor
+    full, kept = [term.expand(-1, M, N) for term in terms], values or {}
+    if node.axis == 0:
+        full, kept = [term.mT for term in full], {v: value.mT for v, value in kept.items()}
     rows, cols = full[0].shape[1:]
     state = fold(node, identity(node, (rows, 1), like), full, 0, like)
-    return [out.expand(-1, rows, 1)[..., 0] for out in finalize(node, state, cols, like, factor)]
+    return [out.expand(-1, rows, 1)[..., 0] for out in finalize(node, state, cols, like, kept)]
 
 
 def dense_outputs(node: Reduction, values: Values, M: int, N: int) -> list[Tensor]:
     """The outputs of a reduction without gradients at these values: (dim, rows)."""
-    factor = dense(node.factor, values) if node.factor else None
-    return reduce_dense(node, [dense(arg, values) for arg in node.args], M, N, factor)
+    return reduce_dense(node, [dense(arg, values) for arg in node.args], M, N, values)
 
 
 def noisy(root: Node, values: Values, level: float, seed: int) -> Tensor:

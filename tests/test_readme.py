@@ -22,7 +22,7 @@ from unittest.mock import patch
 import pytest
 
 from bench import report
-from bench.cases import CASES
+from bench.cases import CASES, TABLE
 from bench.compare import Comparison
 from tests.formulas import REGENERATE
 from tritonkeops.__main__ import main, operator_table, reduction_table
@@ -174,21 +174,24 @@ def machine_code():
     return f"{machine_code.table(rows)}\n\n{made}; {last['date'][:10]}."
 
 
-PEERS = {"pykeops": "PyKeOps", "torch": "torch", "faiss": "FAISS", "sklearn": "scikit-learn"}
+PEERS = ("pykeops", "torch", "faiss", "sklearn")
 
 
 def speed():
-    """The newest figures of each case, of all that were measured as the last one was: a table, and how it was made."""
-    if not report.RESULTS.exists():
+    """The newest figures of each case of the table, and how they were made."""
+    newest = report.newest(TABLE)
+    if not newest:
         return "*Nothing measured yet.*"
-    records = [json.loads(line) for line in report.RESULTS.read_text().splitlines()]
-    last = records[-1]
-    same = [r for r in records if all(r[k] == last[k] for k in ("cpu", "threads", "compiler", "versions"))]
-    newest = {record["case"]: record for record in same}
-    rows = [speed_row(newest[name]) for name in CASES if name in newest]
-    head = ["", "M x N", "unit", "tritonkeops", *PEERS.values()]
+    rows = [speed_row(newest[name]) for name in TABLE if name in newest]
+    head = ["", "M x N", "unit", "tritonkeops", *(report.LABELS[peer] for peer in PEERS)]
     lines = [head, ["---"] * 3 + ["---:"] * (1 + len(PEERS)), *rows]
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", circumstances(last)])
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", report.circumstances(newest)])
+
+
+def speed_by_dimension():
+    if not report.PICTURE.exists():
+        return "*Nothing measured yet.*"
+    return f"![Pairs per second against D]({report.PICTURE.relative_to(ROOT)})"
 
 
 def speed_row(record):
@@ -218,14 +221,6 @@ def describe(case):
     return f"{op} of `{case.formula}`{weight}{gradient}, D = {case.dims['x']}{double}{numpy}{kind}"
 
 
-def circumstances(record):
-    versions = ", ".join(f"{PEERS.get(name, name)} {version}" for name, version in record["versions"].items())
-    return (
-        f"{record['cpu']}, {record['threads']} threads, {record['compiler']}, Python {record['python']}; {versions}; "
-        f"{record['date'][:10]}."
-    )
-
-
 GENERATED = {
     **{f"stage {name}": lambda name=name: stage(name) for name in ("ast", "formula", "simplified", "tile")},
     "stage c": c_loop,
@@ -234,6 +229,7 @@ GENERATED = {
     "operators": operator_table,
     "reductions": reduction_table,
     "speed": speed,
+    "speed by dimension": speed_by_dimension,
 }
 
 

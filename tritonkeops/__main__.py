@@ -1,4 +1,4 @@
-"""The command line: the stages of a formula, the machine, the cache, and the tables of the language."""
+"""The command line: the stages of a formula, tuning, the machine, the cache, and the tables of the language."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tritonkeops
 import tritonkeops.operators  # fills the registry of words
 from tritonkeops import cache
 from tritonkeops.formula.ir import Operator, ReductionOp, words
+
+if TYPE_CHECKING:
+    from tritonkeops.torch import Genred
 
 _EMIT = ("ast", "formula", "simplified", "tile", "c", "triton", "ttir", "ttgir", "llir", "ptx", "sass", "amdgcn")
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -23,6 +28,7 @@ _DESCRIPTION = """\
 A compiler from KeOps formulas to fused kernels.
 
     python -m tritonkeops FORMULA [ALIAS ...] [--emit STAGE] ...   print a stage of a formula's compilation
+    python -m tritonkeops tune FORMULA [ALIAS ...] ...             compare schedules ahead of time, and keep the best
     python -m tritonkeops info                                     versions, compiler, CPU, devices, cache
     python -m tritonkeops cache list|clear                         the kernels kept between runs
     python -m tritonkeops tables                                   operators and reductions, in Markdown
@@ -31,16 +37,15 @@ for example
 
     python -m tritonkeops "Exp(-SqDist(x,y))*b" "x=Vi(3)" "y=Vj(3)" "b=Vj(1)" --reduction Sum --axis 1 --emit tile
 
-A first argument that is none of the words explain, info, cache and tables is a formula; `explain FORMULA ...` takes
-any formula, one of these words too.
+A first argument that is none of the words explain, tune, info, cache and tables is a formula; `explain FORMULA ...`
+takes any formula, one of these words too.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status, 1 for a formula or an option that does not fit."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    commands = ("explain", "info", "cache", "tables")
-    if given and given[0] not in (*commands, "-h", "--help", "--version"):
+    if given and given[0] not in (*_COMMANDS, "-h", "--help", "--version"):
         given.insert(0, "explain")
     parser = _parser()
     options = parser.parse_args([_guard(argument) for argument in given])
@@ -65,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tritonkeops {tritonkeops.__version__}")
     commands = parser.add_subparsers(dest="command", title="commands", metavar="")
     _explain_options(commands.add_parser("explain", help="print a stage of a formula's compilation (the default)"))
+    _tune_options(commands.add_parser("tune", help="compare schedules for a device, and keep the best"))
     commands.add_parser("info", help="print versions, compiler, CPU, devices and cache")
     commands.add_parser("tables", help="print the tables of operators and reductions")
     kept = commands.add_parser("cache", help="list or clear the kernels kept between runs")
@@ -72,18 +78,40 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _explain_options(parser: argparse.ArgumentParser) -> None:
+def _formula_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("formula", type=_unguard, help='such as "Exp(-SqDist(x,y))*b"')
     parser.add_argument("aliases", nargs="*", type=_unguard, help='its variables in order: "x=Vi(3)" "y=Vj(3)" ...')
     parser.add_argument("--reduction", default="Sum", help="default: Sum; a formula may hold its own")
     parser.add_argument("--axis", type=int, default=0, help="0 reduces over i (the default, as in PyKeOps), 1 over j")
     parser.add_argument("--opt-arg", type=int, metavar="K", help="K of the K-reductions")
     parser.add_argument("--formula2", type=_unguard, help="weight of LogSumExp, SumSoftMaxWeight and their kin")
-    parser.add_argument("--emit", choices=_EMIT, default="c", help="the stage to print (default: c)")
     parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="default: float32")
-    parser.add_argument("--target", help="a GPU such as cuda:90 or hip:gfx942, for its stages; it need not be there")
     schemes = ("auto", "direct_sum", "block_sum", "kahan_scheme")
     parser.add_argument("--sum-scheme", choices=schemes, default="auto", help="default: auto")
+
+
+def _explain_options(parser: argparse.ArgumentParser) -> None:
+    _formula_options(parser)
+    parser.add_argument("--emit", choices=_EMIT, default="c", help="the stage to print (default: c)")
+    parser.add_argument("--target", help="a GPU such as cuda:90 or hip:gfx942, for its stages; it need not be there")
+
+
+def _tune_options(parser: argparse.ArgumentParser) -> None:
+    _formula_options(parser)
+    sizes = "rows i x rows j, separated by commas (default: 10000x10000)"
+    parser.add_argument("--sizes", type=_sizes, default="10000x10000", help=sizes)
+    parser.add_argument("--target", help="cpu, or a GPU such as cuda:90 (default: what is here)")
+    modes = "predict from machine code, or measure (default: measure, if the target is here)"
+    parser.add_argument("--mode", choices=("static", "measure"), help=modes)
+    parser.add_argument("--report", type=Path, metavar="FILE.md", help="write the tables there too")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw them; needs matplotlib")
+
+
+def _sizes(text: str) -> list[tuple[int, int]]:
+    found = [re.fullmatch(r"(\d+)x(\d+)", size.strip()) for size in text.split(",")]
+    if None in found:
+        raise argparse.ArgumentTypeError(f"expected sizes such as 10000x10000, got {text!r}")
+    return [(int(size[1]), int(size[2])) for size in found if size]
 
 
 def _guard(argument: str) -> str:
@@ -95,14 +123,35 @@ def _unguard(argument: str) -> str:
     return argument.removeprefix(" ") if argument.startswith(" -") else argument
 
 
-def _explain(options: argparse.Namespace) -> Iterator[str]:
+def _genred(options: argparse.Namespace) -> Genred:
     from tritonkeops.torch import Genred  # torch takes seconds to load: not for --help, cache and tables
 
-    kernel = Genred(
+    return Genred(
         options.formula, options.aliases, options.reduction, options.axis, opt_arg=options.opt_arg,
         formula2=options.formula2, sum_scheme=options.sum_scheme,
     )  # fmt: skip
-    yield kernel.explain(options.emit, options.dtype, options.target).rstrip("\n")
+
+
+def _explain(options: argparse.Namespace) -> Iterator[str]:
+    yield _genred(options).explain(options.emit, options.dtype, options.target).rstrip("\n")
+
+
+def _tune(options: argparse.Namespace) -> Iterator[str]:
+    # These import torch.
+    from tritonkeops.runtime.ahead import place, tune
+    from tritonkeops.runtime.report import check_matplotlib, picture, table
+
+    if options.picture:
+        check_matplotlib()
+    caller, there = _genred(options)._call, place(options.target)
+    mode = options.mode or ("measure" if there.device else "static")
+    reports = [tune(caller, options.dtype, M, N, there, mode) for M, N in options.sizes]
+    text = "\n\n".join(map(table, reports))
+    if options.report:
+        options.report.write_text(text + "\n")
+    if options.picture:
+        picture(reports, options.picture)
+    yield text
 
 
 # The machine ----------------------------------------------------------------------------------------------------------
@@ -210,7 +259,7 @@ def _tables(options: argparse.Namespace) -> Iterator[str]:
     yield from ("## Operators", "", operator_table(), "", "## Reductions", "", reduction_table())
 
 
-_COMMANDS = {"explain": _explain, "info": _info, "cache": _cache, "tables": _tables}
+_COMMANDS = {"explain": _explain, "tune": _tune, "info": _info, "cache": _cache, "tables": _tables}
 
 if __name__ == "__main__":
     sys.exit(main())

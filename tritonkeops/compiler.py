@@ -24,18 +24,22 @@ from tritonkeops.backends.kernel import Kernel
 from tritonkeops.backends.reference import TorchKernel
 from tritonkeops.backends.triton.emit import emit as emit_triton
 from tritonkeops.errors import Diagnostic, FormulaError
-from tritonkeops.formula.ir import IllTyped, Reduction
+from tritonkeops.formula.contracted import Contracted
+from tritonkeops.formula.ir import Apply, IllTyped, Node, Reduction, variables
+from tritonkeops.formula.rewrite import rewrite
 from tritonkeops.formula.text import show, spell
 from tritonkeops.frontend import ast
 from tritonkeops.frontend.infer import Typed, infer
+from tritonkeops.operators.elementwise import Subtract
 from tritonkeops.passes.base2 import in_base_2
+from tritonkeops.passes.contract import contract
 from tritonkeops.passes.differentiate import differentiate, expand
 from tritonkeops.passes.factor import factor
 from tritonkeops.passes.simplify import simplify
 from tritonkeops.tile.ir import TileProgram
 from tritonkeops.tile.ir import show as show_tile
 from tritonkeops.tile.lower import lower
-from tritonkeops.tile.schedule import Schedule, choose_cpu, choose_gpu
+from tritonkeops.tile.schedule import GpuSchedule, Schedule, choose_cpu, choose_dot, choose_gpu
 
 if TYPE_CHECKING:
     from tritonkeops.backends.triton.build import TritonKernel
@@ -50,7 +54,7 @@ class Target:
 
     `few_rows` > 0: at most so many rows i; `long`: indices that 31 bits do not hold; `batch_dims`: batch dimensions
     left when neighbours are joined (Triton only); `pattern`: which pairs count, "ranges", "band" or "lists" of them, or
-    "" for all.
+    "" for all; `precision`: how products of float32 may be computed, "direct" for no contractions at all.
     """
 
     dtype: str = "float32"
@@ -61,6 +65,7 @@ class Target:
     backend: str = "c"
     batch_dims: int = 0
     pattern: str = ""
+    precision: str = "highest"
 
     @property
     def arithmetic(self) -> str:
@@ -101,14 +106,30 @@ class Program:
         node = self.reduction
         if target.backend == "triton" and target.arithmetic == "float32":
             node = in_base_2(node)
+        if schedule is None or schedule.form == "dot":
+            contracted = self.contracted(target)
+            by_products = contracted and (schedule or _choose_dot(node, contracted.node, target))
+            if contracted and by_products:
+                title = spell(self.typed.root)
+                return lower(node, by_products, self.variables, title, target.pattern, contracted)
         if target.sum_scheme == "kahan_scheme" and node.op.compensated:
-            node = Reduction(node.op.compensated, node.args, node.axis, node.k, node.factor)
+            node = Reduction(node.op.compensated, node.args, node.axis, node.k, node.result)
         choose = choose_gpu if target.backend == "triton" else choose_cpu
         itemsize = 8 if target.arithmetic == "float64" else 4
         chosen = schedule or choose(
             node, itemsize, target.sum_scheme, target.few_rows, target.long, pattern=target.pattern
         )
         return lower(node, chosen, self.variables, spell(self.typed.root), target.pattern)
+
+    def contracted(self, target: Target) -> Contracted | None:
+        """The reduction by contractions, where a target has a use for them."""
+        able = target.backend == "triton" and target.dtype_acc == "float32" and not target.pattern
+        if not able or target.precision == "direct" or target.sum_scheme == "kahan_scheme":
+            return None
+        if target.dtype == "float32":
+            return contract(in_base_2(self.reduction), self.variables, loose=target.precision != "highest")
+        found = contract(in_base_2(self.reduction), self.variables, loose=True)
+        return found and _uncentered(found)
 
     def source(self, target: Target, schedule: Schedule | None = None) -> str:
         """The C or Triton text for a target."""
@@ -145,13 +166,19 @@ class Program:
         Raises ModuleNotFoundError without Triton.
         """
         try:
-            from tritonkeops.backends.triton.build import TritonKernel  # takes 0.3 s, and CPUs do not need it
+            from tritonkeops.backends.triton.build import Center, TritonKernel  # takes 0.3 s, and CPUs do not need it
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"reductions on GPUs need Triton ({error}): pip install triton") from None
         program = self.tile(target, schedule)
         # Contraction to multiply-adds would change what compensated sums compute as lost.
         fusion = target.sum_scheme != "kahan_scheme"
-        kernel = TritonKernel(program, target.dtype, target.dtype_acc, target.batch_dims, fusion)
+        contracted = self.contracted(target) if program.sizes else None
+        fallback = self.tile(replace(target, precision="direct")) if contracted else None
+        point = contracted and contracted.center_of
+        center = Center(point, tuple(variables(point))) if point else None
+        kernel = TritonKernel(
+            program, target.dtype, target.dtype_acc, target.batch_dims, fusion, fallback=fallback, center=center
+        )
         _publish("tile", show_tile(program))
         _publish("source", kernel.emitted.text, "py")
         return kernel
@@ -183,6 +210,24 @@ def _passes(node: Reduction) -> Reduction:
     simple = simplify(expand(simplify(node)))
     assert isinstance(simple, Reduction)
     return factor(simple)
+
+
+def _uncentered(contracted: Contracted) -> Contracted:
+    """Without the center: numbers of half precision are factors as they are, their differences would not be."""
+    center = contracted.center
+
+    def rule(node: Node) -> Node:
+        return node.args[0] if isinstance(node, Apply) and node.op is Subtract and node.args[1] is center else node
+
+    node, sizes = rewrite(contracted.node, rule), [rewrite(size, rule) for size in contracted.sizes]
+    assert isinstance(node, Reduction)
+    return Contracted(node, None, None, (sizes[0], sizes[1]))
+
+
+def _choose_dot(node: Reduction, contracted: Reduction, target: Target) -> GpuSchedule | None:
+    return choose_dot(
+        node, contracted, target.dtype, target.precision, target.sum_scheme, target.few_rows, target.long
+    )
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime import driver  # noqa: E402
 
 from tritonkeops.backends.triton import build  # noqa: E402
-from tritonkeops.backends.triton.emit import PACK_ROWS  # noqa: E402
+from tritonkeops.backends.triton.emitter import PACK_ROWS  # noqa: E402
 from tritonkeops.runtime import call  # noqa: E402
 from tritonkeops.torch import Genred  # noqa: E402
 
@@ -48,7 +48,7 @@ class Call:
 
     @property
     def role(self):
-        return next((role for role in ("pack_i", "pack_j", "merge") if self.name.endswith(role)), "reduce")
+        return next((role for role in ("pack_i", "pack_j", "split_i", "split_j", "merge") if self.name.endswith(role)), "reduce")
 
     def __getitem__(self, name):
         return self.values[list(self.signature).index(name)]
@@ -144,7 +144,7 @@ every_case = pytest.mark.parametrize("name", CASES)
 def run(name, dtype=torch.float32, **how):
     """The function, its arguments and its outputs."""
     formula, aliases, reduction, k, shapes = CASES[name]
-    function = Genred(formula, aliases, reduction, axis=1, opt_arg=k, **how)
+    function = Genred(formula, aliases, reduction, axis=1, opt_arg=k, precision="direct", **how)
     args = [torch.zeros(shape, dtype=dtype) for shape in shapes]
     outputs = gpu(function, *args)
     return function, args, outputs if isinstance(outputs, tuple) else (outputs,)
@@ -228,7 +228,7 @@ def test_grids_cover_rows_and_batches(name, calls):
             step = reduce[f"packed_{axis}_batch"] if f"packed_{axis}_batch" in reduce.signature else 0
             tables = entries if step else 1
             assert by_role[f"pack_{axis}"].grid == (tables * -(-rows // PACK_ROWS), 1, 1)
-            assert step in (0, rows * kernel.emitted.columns[axis])
+            assert step in (0, rows * kernel.emitted.columns[f"packed_{axis}"])
 
 
 @every_case
@@ -247,7 +247,7 @@ def test_workspaces_are_aligned_and_large_enough(name, calls):
             step = reduce[f"{word}_batch"] if f"{word}_batch" in reduce.signature else 0
             rows = -(-reduce[length] // block) * block
             entries = reduce.grid[0] // -(-reduce["M"] // schedule.block_i)
-            assert reduce[word].numel() >= max(step * entries, rows * emitted.columns[axis])
+            assert reduce[word].numel() >= max(step * entries, rows * emitted.columns[f"packed_{axis}"])
     for each in calls:
         for p in emitted.params[each.role]:
             if p.role in ("parts", "parts_index", "packed_i", "packed_j"):
@@ -277,6 +277,28 @@ def test_order_of_launches(name, roles, calls):
     run(name)
     assert [each.role for each in calls] == roles
     assert {each.stream for each in calls} == {STREAM}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_products_are_launched_before_their_fallback(dtype, calls):
+    """All with one flag, that is 0 before; the center of the rows j is an argument that the caller does not give."""
+    function = Genred("Exp(-SqDist(x, y)) * b", ["x = Vi(40)", "y = Vj(40)", "b = Vj(9)"], axis=1)
+    args = [torch.ones(3, 600, 40, dtype=dtype), torch.ones(20_000, 40, dtype=dtype), torch.ones(20_000, 9, dtype=dtype)]
+    gpu(function, *args)
+    roles = [each.role for each in calls]
+    weights = ["pack_j"] if dtype == torch.float32 else []
+    assert roles[: len(weights) + 4] == [*weights, "split_i", "split_j", "reduce", "merge"]
+    assert roles[-2:] == ["reduce", "merge"] and calls[-1].name != calls[len(weights) + 3].name
+    flags = [each["far"] for each in calls if "far" in each.signature]
+    assert len({id(flag) for flag in flags}) == 1 and flags[0].dtype == torch.int32 and not flags[0].any()
+    assert all("far" in each.signature for each in calls if each.role in ("split_i", "split_j", "reduce", "merge"))
+    if dtype == torch.float32:
+        center = next(each["center"] for each in calls if "center" in each.signature)
+        assert center.shape == (40,) and (center > 1.1).all()  # ones, times the root of log2(e)
+    for each in calls:
+        for value, kind in zip(each.values, each.signature.values(), strict=True):
+            if kind in POINTERS and value.numel():
+                assert value.dtype == POINTERS[kind] or value is each["value"]
 
 
 @pytest.mark.parametrize("shapes", [((0, 3), (5, 3)), ((0, 300, 3), (300, 3)), ((300, 3), (0, 3))])

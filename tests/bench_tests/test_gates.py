@@ -9,8 +9,10 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted: nothing is compiled", allow_module_level=True)
 
 from bench.cases import CASES  # noqa: E402
-from bench.machine_code import counted, kernel_of  # noqa: E402  imports Triton
-from tritonkeops.backends.triton.offline import compile_offline, disassemble  # noqa: E402
+from bench.machine_code import kernel_of  # noqa: E402  imports Triton
+from tritonkeops.backends.triton.offline import compile_offline  # noqa: E402
+from tritonkeops.backends.triton.predict import counted  # noqa: E402
+from tritonkeops.backends.triton.sass import disassemble  # noqa: E402
 
 HOT = {
     "gaussian_d3": 8.8,

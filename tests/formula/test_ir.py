@@ -24,6 +24,7 @@ from tritonkeops.formula.ir import (
     Const,
     IllTyped,
     Node,
+    Reduced,
     Reduction,
     Var,
     in_range,
@@ -33,6 +34,7 @@ from tritonkeops.formula.ir import (
     variables,
 )
 from tritonkeops.formula.rewrite import rewrite, substitute
+from tritonkeops.formula.text import read, show
 
 x, y, b, p = (
     Var(0, 3, Category.I, "x"),
@@ -141,9 +143,10 @@ def test_a_reduction_varies_with_the_axis_that_is_kept(axis: int, kept: str) -> 
     (lambda: Reduction(reduction("SoftMax"), [x], 1), "SoftMax takes a weight"),
     (lambda: Reduction(reduction("SoftMax"), [word("Concat")(x, x), y], 1), "formula has dim 6 and weight dim 3"),
     (lambda: word("Elem")(x, 3), "expected 0 <= m < 3"),
-    (lambda: Reduction(reduction("Sum"), [x], 1, factor=y), "y is no factor of a result of dim 3"),
-    (lambda: Reduction(reduction("Sum"), [b], 1, factor=x), "x is no factor of a result of dim 1"),
-    (lambda: Reduction(reduction("Min"), [x], 1, factor=x), "Min: x is no factor"),
+    (lambda: Reduction(reduction("Sum"), [x], 1, result=y), "y is no result of a value of dim 3"),
+    (lambda: Reduction(reduction("Sum"), [b], 1, result=Reduced(3, x.axes)), "no result of a value of dim 1"),
+    (lambda: Reduction(reduction("KMin"), [x], 1, 2, Reduced(6, x.axes) * 2), "KMin: Reduced . 2 is no result"),
+    (lambda: Reduction(reduction("ArgMin"), [b], 1, result=x), "ArgMin: x is no result"),
 ])  # fmt: skip
 def test_what_cannot_exist_is_refused(build, message) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(IllTyped, match=message):
@@ -224,14 +227,15 @@ def test_substitute_and_rebuild() -> None:
     assert rebuild(x, ()) is x
 
 
-def test_a_factor_is_part_of_a_reduction() -> None:
-    plain = Reduction(reduction("Sum"), [x * y], 1)
-    node = Reduction(reduction("Sum"), [x * y], 1, factor=p * x)
-    assert node is not plain and (node.dim, node.axes, node.operands) == (3, {"i"}, (x * y, p * x))
-    assert pickle.loads(pickle.dumps(node)) is node and variables(node) == (x, y, p)
-    assert rebuild(node, node.operands) is node
-    assert substitute(node, {p: Const(2)}).operands == (x * y, Const(2) * x)
-    assert repr(node) == "p * x * Sum_Reduction(x * y, 1)"
+def test_the_formula_of_the_result_is_part_of_a_reduction() -> None:
+    plain = Reduction(reduction("Sum"), [b * y], 1)
+    result = word("Scalprod")(p * x, plain.reduced)
+    node = Reduction(reduction("Sum"), [b * y], 1, result=result)
+    assert node is not plain and (node.dim, node.axes, node.operands) == (1, {"i"}, (b * y, result))
+    assert pickle.loads(pickle.dumps(node)) is node and variables(node) == (x, y, b, p)
+    assert rebuild(node, node.operands) is node and Reduction(reduction("Sum"), [b * y], 1, 0, plain.reduced) is plain
+    assert repr(substitute(node, {p: Const(2)})) == "2 * x | Sum_Reduction(b * y, 1)"
+    assert repr(node) == "p * x | Sum_Reduction(b * y, 1)" and read(show(node)) is node
 
 
 def test_apply_checks_like_the_operator_s_call() -> None:

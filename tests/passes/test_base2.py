@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.formulas import dense, dense_outputs, formulas, noisy, pools, reduce_dense, reduction, values_for, word
+from tests.formulas import dense_outputs, formulas, noisy, pools, reduce_dense, reduction, values_for, word
 from tritonkeops.compiler import Program
 from tritonkeops.formula.ir import Apply, Const, Node, Reduction, Var, postorder
 from tritonkeops.passes.base2 import _cost, _divisors, in_base_2
@@ -48,7 +48,7 @@ def noisy_outputs(node: Reduction, values: dict[Var, Tensor], M: int, N: int, se
     generator = torch.Generator().manual_seed(seed)
     inputs = {v: x * (1 + LEVEL * torch.randn(x.shape, generator=generator, dtype=x.dtype)) for v, x in values.items()}
     terms = [noisy(arg, inputs, LEVEL, seed) for arg in node.args]
-    return reduce_dense(node, terms, M, N, dense(node.factor, inputs) if node.factor else None)
+    return reduce_dense(node, terms, M, N, inputs)
 
 
 def assert_same(node: Reduction, other: Reduction, pool: list[Var], seed: int = 0) -> None:
@@ -126,9 +126,9 @@ def test_operations_per_pair(what: tuple[str | int | None, ...]) -> None:
     assert pairs(rewritten(*what)) == Counter(COUNTS[what])
 
 
-def test_all_else_of_a_gradient_is_in_its_factor() -> None:
+def test_all_else_of_a_gradient_is_in_its_result() -> None:
     node = rewritten("Grad(Exp(-SqDist(x,y)/Square(s))*b,x,e)")
-    assert node.factor is not None and [v.name for v in leaves(node.factor)] == ["s", "e"]
+    assert node.result is not None and [v.name for v in leaves(node.result)] == ["s", "e"]
     assert [v.name for v in leaves(node.args[0])] == ["b", "s", "x", "y"]
 
 

@@ -1,4 +1,4 @@
-"""What leaves a sum, that nothing else changes, and that both back ends multiply by it."""
+"""What leaves a sum, that nothing else changes, and that both back ends make the result of it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.formulas import dense, dense_outputs, formulas, pools, reduction, values_for, word
+from tritonkeops.compiler import Program
 from tritonkeops.formula.ir import Category, Const, Node, Reduction, Var, postorder
-from tritonkeops.frontend.infer import infer
+from tritonkeops.frontend.infer import Typed, infer
 from tritonkeops.passes.differentiate import differentiate, expand
 from tritonkeops.passes.factor import factor
 from tritonkeops.passes.product import product_of
@@ -20,12 +21,12 @@ GAUSSIAN = "Exp(-Sum(Square(x - y)))"
 LEAVES = {
     "e*b": "e * Sum_Reduction(b, 1)",
     "-b": "-1 * Sum_Reduction(b, 1)",
-    "b/(2*e)": "0.5 / e * Sum_Reduction(b, 1)",
-    "-2*p*e*Exp(-SqDist(x,y))*x*b*y": f"-2 * p * e * x * Sum_Reduction(b * {GAUSSIAN} * y, 1)",
-    "Exp(-SqDist(x,y))*x": f"x * Sum_Reduction(SumT({GAUSSIAN}, 3), 1)",
-    "e*x": "e * x * Sum_Reduction(SumT(1, 3), 1)",
-    "p*Inv(e)*Square(e)*b": "p * e * Sum_Reduction(b, 1)",
-    "Exp(-SqDist(x,y))/(e*b)": f"Inv(e) * Sum_Reduction({GAUSSIAN} / b, 1)",
+    "b/(2*e)": "0.5 * (Sum_Reduction(b, 1) / e)",
+    "-2*p*e*Exp(-SqDist(x,y))*x*b*y": f"-2 * p * e * (x * Sum_Reduction(b * {GAUSSIAN} * y, 1))",
+    "Exp(-SqDist(x,y))*x": f"Sum_Reduction({GAUSSIAN}, 1) * x",
+    "e*x": "e * Sum_Reduction(1, 1) * x",
+    "p*Inv(e)*Square(e)*b": "p * (e * Sum_Reduction(b, 1))",
+    "Exp(-SqDist(x,y))/(e*b)": f"Sum_Reduction({GAUSSIAN} / b, 1) / e",
     "Exp(-SqDist(x,y))*(x-y)": f"Sum_Reduction({GAUSSIAN} * (x - y), 1)",
     "e*b + p*b": "Sum_Reduction(e * b + p * b, 1)",
     "Grad(Exp(-SqDist(x,y))*b, x, e)": f"-2 * e * Sum_Reduction(b * {GAUSSIAN} * (x - y), 1)",
@@ -73,7 +74,7 @@ def test_only_linear_reductions_have_factors(op: str) -> None:
 def test_strict_keeps_every_factor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over no j, inf * 0 would be NaN."""
     monkeypatch.setenv("TRITONKEOPS_STRICT", "1")
-    assert factor(reduced("e*b")).factor is None
+    assert factor(reduced("e*b")).result is None
 
 
 def test_a_zero_sum_stays() -> None:
@@ -99,7 +100,6 @@ def test_nothing_of_the_kept_axis_remains(drawn: tuple[Reduction, list[Var]]) ->
     node, pool = drawn
     factored = factor(node)
     assert (factored.op, factored.axis, factored.dim) == (node.op, node.axis, node.dim)
-    assert factored.args[0].dim == node.args[0].dim
     assert factor(factored) is factored and simplify(factored) is factored
     remains = product_of(factored.args[0])
     constant = isinstance(factored.args[0], Const)
@@ -117,12 +117,12 @@ def uniform(*shape: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("backend", ["c", "torch"])
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("dim", [1, 3, 20])
-def test_back_ends_multiply_by_the_factor(backend, axis, dim, program, run):  # type: ignore[no-untyped-def]
+def test_back_ends_multiply_by_what_left(backend, axis, dim, program, run):  # type: ignore[no-untyped-def]
     """With batches, a factor of parameters and of the kept axis, vectors looped over; and the compensated twin."""
     kept, other = ("Vi", "Vj") if axis == 1 else ("Vj", "Vi")
     aliases = [f"x={kept}({dim})", f"y={other}({dim})", f"e={kept}({dim})", "p=Pm(1)"]
     made = program("2*p*Exp(-SqDist(x,y))*e*y", aliases, "Sum", axis)
-    assert repr(made.reduction.factor) == "2 * p * e"
+    assert repr(made.reduction.result) == "2 * p * (e * Reduced)"
     x, e = uniform(2, 1, 37, dim, seed=0), uniform(37, dim, seed=1)
     y, p = uniform(3, 11, dim, seed=2), uniform(2, 3, 1, seed=3)
     pairs = torch.exp(-((x[..., :, None, :] - y[..., None, :, :]) ** 2).sum(-1))
@@ -130,6 +130,23 @@ def test_back_ends_multiply_by_the_factor(backend, axis, dim, program, run):  # 
     for scheme in ("block_sum", "kahan_scheme"):
         (found,) = run(made, [x, y, e, p], backend, sum_scheme=scheme)
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("backend", ["c", "torch"])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dim", [3, 20])
+def test_back_ends_compute_results_by_their_formula(backend, axis, dim, run):  # type: ignore[no-untyped-def]
+    """sum_j k_ij (x_i - y_j), as x_i times one component of the value reduced, less the others."""
+    x, y = (Var(n, dim, Category(n if axis == 1 else 1 - n), "xy"[n]) for n in range(2))
+    pairs = word("Exp")(-word("SqDist")(x, y))
+    value = Reduction(reduction("Sum"), [pairs * word("Concat")(y, Const(1))], axis)
+    parts = [word("Extract")(value.reduced, *part) for part in ((0, dim), (dim, 1))]
+    node = Reduction(value.op, value.args, axis, 0, parts[1] * x - parts[0])
+    a, b = uniform(37, dim, seed=0), uniform(11, dim, seed=2)
+    weights = torch.exp(-(torch.cdist(a, b) ** 2))
+    for scheme in ("block_sum", "kahan_scheme"):
+        (found,) = run(Program.of(Typed(node, (x, y), ())), [a, b], backend, sum_scheme=scheme)
+        torch.testing.assert_close(found, weights.sum(1, keepdim=True) * a - weights @ b)
 
 
 @pytest.mark.parametrize("backend", ["c", "torch"])

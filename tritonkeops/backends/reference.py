@@ -92,14 +92,9 @@ class TorchLaunch:
             state = fold(node, state, [term.expand(-1, *shape) for term in terms], first, wide)
         if listed is not None and cols:
             state = [field if field.is_floating_point() else _rows_at(listed, field) for field in state]
-        outputs = finalize(node, state, cols, wide, self._factor(columns, rows, like))
+        kept = {v: x.to(wide.dtype) for v, x in self._part(columns, rows, slice(0)).items()}
+        outputs = finalize(node, state, cols, wide, kept)
         return [part.expand(-1, *self.layout.batch, -1, 1) for part in outputs]
-
-    def _factor(self, columns: list[Tensor], rows: Tensor, like: Tensor) -> Tensor | None:
-        factor = self.kernel.node.factor
-        if factor is None:
-            return None
-        return evaluate(factor, self._part(columns, rows, slice(0)), like).to(self.kernel.dtype_acc)
 
     def _part(self, columns: list[Tensor], rows: Tensor, cols: slice | Tensor) -> dict[Var, Tensor]:
         """The variables' values in a tile, whose rows j may be listed for each row i."""

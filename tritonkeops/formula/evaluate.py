@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonkeops.formula.ir import Apply, Const, Node, Reduction, Var, in_range, postorder, rounded
+from tritonkeops.formula.ir import Apply, Const, Node, Reduced, Reduction, Var, in_range, postorder, rounded
 from tritonkeops.formula.rewrite import rewrite
 
 Component = Callable[[int], Any]
@@ -104,11 +104,17 @@ class TorchMath:
         return torch.where(x.isnan(), -math.inf, x).argmax(-1, keepdim=True) + self.rows
 
 
-def evaluate(root: Node, values: Mapping[Var, Tensor], like: Tensor) -> Tensor:
-    """Value of a formula, given its variables' as (dim, *batch, M or 1, N or 1); dtype and device are as in `like`."""
+def evaluate(root: Node, values: Mapping[Var, Tensor], like: Tensor, reduced: Tensor | None = None) -> Tensor:
+    """Value of a formula, given its variables' as (dim, *batch, M or 1, N or 1); dtype and device are as in `like`.
+
+    That of a reduction's result takes the value `reduced`.
+    """
     m = TorchMath(like)
     done: dict[Node, Tensor] = {}
     for node in postorder([root]):
+        if isinstance(node, Reduced) and reduced is not None:
+            done[node] = reduced
+            continue
         done[node] = (
             _apply(m, node, [done[x] for x in node.operands]) if isinstance(node, Apply) else _leaf(node, values, like)
         )
@@ -161,11 +167,14 @@ def fold(node: Reduction, state: list[Tensor], terms: Sequence[Tensor], rows: in
 
 
 def finalize(
-    node: Reduction, state: list[Tensor], count: int, like: Tensor, factor: Tensor | None = None
+    node: Reduction, state: list[Tensor], count: int, like: Tensor, values: Mapping[Var, Tensor] | None = None
 ) -> list[Tensor]:
-    """Outputs of an accumulator of `count` rows j, times the factor's value: tensors (dim, *batch, M, 1)."""
-    outputs = node.op.finalize(TorchMath(like, count=count), _named(node, state))
-    return [output.tensor if factor is None else output.tensor * factor for output in outputs]
+    """Outputs of an accumulator of `count` rows j: tensors (dim, *batch, M, 1).
+
+    `values` are those of the variables in the formula of the result, rows of the kept axis taking the place of i.
+    """
+    outputs = [each.tensor for each in node.op.finalize(TorchMath(like, count=count), _named(node, state))]
+    return [evaluate(node.result, values or {}, like, *outputs)] if node.result else outputs
 
 
 def _tensors(result: Sequence[Components], state: list[Tensor]) -> list[Tensor]:

@@ -82,6 +82,7 @@ class Node:
             return node
 
     def _fill(self, *fields: Any) -> None:
+        """Set the slots; called while interning, so it makes no node."""
         raise NotImplementedError
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -187,6 +188,18 @@ class Const(Node):
 
     def _fill(self, value: Fraction, dim: int) -> None:
         self._set(value=value, dim=dim, axes=NO_AXES)
+
+
+class Reduced(Node):
+    """The value of a reduction in the formula of its result, see Reduction."""
+
+    __slots__ = ()
+
+    def __new__(cls, dim: int, axes: Axes) -> Reduced:
+        return cls._intern(dim, axes)  # type: ignore[no-any-return]
+
+    def _fill(self, dim: int, axes: Axes) -> None:
+        self._set(dim=dim, axes=axes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,7 +313,7 @@ class ReductionOp:
     nothing; then merging is a step for each of b's entries, its fields being k values and k rows j per component.
     `finalize(m, acc)` gives the outputs, floats or indices as `outputs` says, with `size(dims)` components (that of
     the last field unless said). `float_sum` marks sums of floats, which honour dtype_acc and sum_scheme; `linear` says
-    that the result is linear in the formula.
+    that the result is linear in the formula, and `exponential` that the first formula is an exponent.
 
     Derivatives: `vjp(node, v, e, out)` is the adjoint as another reduction, and `jvp(node, tangents, out)` the formula
     whose sum is the tangent of the result `out`, given those of the formulas. Where they need more than the result,
@@ -329,6 +342,7 @@ class ReductionOp:
     joint: Callable[[Reduction, Node], Reduction] | None = None
     float_sum: bool = False
     linear: bool = False
+    exponential: bool = False
     size: Callable[[Sequence[int]], int] | None = None
     compensated: ReductionOp | None = None
     base2: ReductionOp | None = None
@@ -391,36 +405,48 @@ class Apply(Node):
 class Reduction(Node):
     """A reduction of `args` (formula, then weight if any) over i (axis 0) or over j (axis 1).
 
-    `dim` counts the components of the reduced value, one row of the result; `k` is the K of the K-reductions,
-    0 elsewhere. The result varies with the axis that is not reduced. A linear reduction may have a `factor`, which its
-    result is multiplied by: a formula of that axis alone, scalar or of the result's dim.
+    `dim` counts the components of one row of the result; `k` is the K of the K-reductions, 0 elsewhere. The result
+    varies with the axis that is not reduced. It is the value reduced, or what the formula `result` makes of it: one of
+    that axis alone, in which `reduced` stands for the value, as in e_i * sum_j.
     """
 
-    __slots__ = ("args", "axis", "factor", "k", "op")
+    __slots__ = ("args", "axis", "k", "op", "reduced", "result")
     op: ReductionOp
     args: tuple[Node, ...]
     axis: int
     k: int
-    factor: Node | None
+    result: Node | None
+    reduced: Reduced
 
     def __new__(
-        cls, op: ReductionOp, args: Sequence[Node], axis: int, k: int = 0, factor: Node | None = None
+        cls, op: ReductionOp, args: Sequence[Node], axis: int, k: int = 0, result: Node | None = None
     ) -> Reduction:
-        """Raises IllTyped for a wrong number of formulas, dims that do not fit, a missing K, or a wrong factor."""
+        """Raises IllTyped for a wrong number of formulas, dims that do not fit, a missing K, or a wrong result."""
         args = tuple(args)
         op.check(args, k)
-        node: Reduction = cls._intern(op, args, axis, k, factor)
-        if factor and not (op.linear and factor.dim in (1, node.dim) and factor.axes <= node.axes):
-            raise IllTyped(f"{op.name}: {factor!r} is no factor of a result of dim {node.dim}")
-        return node
+        reduced = Reduced(op.value_dim(args, k), frozenset("j" if axis == 0 else "i"))
+        if result is reduced:
+            result = None
+        if result:
+            _check_result(op, reduced, result)
+        return cls._intern(op, args, axis, k, result, reduced)  # type: ignore[no-any-return]
 
-    def _fill(self, op: ReductionOp, args: tuple[Node, ...], axis: int, k: int, factor: Node | None) -> None:
-        axes = frozenset("j" if axis == 0 else "i")
-        self._set(op=op, args=args, axis=axis, k=k, factor=factor, dim=op.value_dim(args, k), axes=axes)
+    def _fill(
+        self, op: ReductionOp, args: tuple[Node, ...], axis: int, k: int, result: Node | None, reduced: Reduced
+    ) -> None:
+        dim = result.dim if result else reduced.dim
+        self._set(op=op, args=args, axis=axis, k=k, result=result, reduced=reduced, dim=dim, axes=reduced.axes)
 
     @property
     def operands(self) -> tuple[Node, ...]:
-        return (*self.args, self.factor) if self.factor else self.args
+        return (*self.args, self.result) if self.result else self.args
+
+
+def _check_result(op: ReductionOp, reduced: Reduced, result: Node) -> None:
+    """K values, and values with their rows, are results as they are."""
+    wrong = [each for each in postorder([result]) if isinstance(each, Reduced) and each is not reduced]
+    if op.takes_k or op.outputs != ("value",) or wrong or not result.axes <= reduced.axes:
+        raise IllTyped(f"{op.name}: {result!r} is no result of a value of dim {reduced.dim}")
 
 
 def as_node(value: Node | Number) -> Node:

@@ -8,10 +8,12 @@ from fractions import Fraction
 
 from tritonkeops.formula.ir import (
     Apply,
+    Axes,
     Category,
     Const,
     Node,
     Operator,
+    Reduced,
     Reduction,
     ReductionOp,
     Static,
@@ -30,15 +32,21 @@ _SIGN, _ATOM = 5, 7
 
 def spell(node: Node) -> str:
     """The node as a formula of the language, parentheses where it needs them; what is very long becomes "..."."""
-    done: dict[Node, tuple[str, int]] = {}
+    return _spell_within(node, {})[0]
+
+
+def _spell_within(node: Node, done: dict[Node, tuple[str, int]]) -> tuple[str, int]:
+    """Text, and how tightly its outermost operation binds; `done` holds those of the nodes before."""
     for each in postorder([node]):
-        text, binds = _spell(each, [done[x] for x in each.operands])
-        done[each] = (text, binds) if len(text) <= _LONGEST else ("...", _ATOM)
-    return done[node][0]
+        if each not in done:
+            text, binds = _spell(each, [done[x] for x in each.operands])
+            done[each] = (text, binds) if len(text) <= _LONGEST else ("...", _ATOM)
+    return done[node]
 
 
 def _spell(node: Node, args: list[tuple[str, int]]) -> tuple[str, int]:
-    """Text, and how tightly its outermost operation binds."""
+    if isinstance(node, Reduced):
+        return "Reduced", _ATOM
     if isinstance(node, Var):
         return node.name, _ATOM
     if isinstance(node, Const):
@@ -48,7 +56,7 @@ def _spell(node: Node, args: list[tuple[str, int]]) -> tuple[str, int]:
         parameters = ([str(node.k)] if node.op.takes_k else []) + [str(node.axis)]
         weight = plain[1 : len(node.args)]
         reduced = f"{node.op.name}_Reduction({', '.join([plain[0], *parameters, *weight])})"
-        return (f"{_within(args[-1], 4)} * {reduced}", 4) if node.factor else (reduced, _ATOM)
+        return _spell_within(node.result or node.reduced, {node.reduced: (reduced, _ATOM)})
     assert isinstance(node, Apply)
     symbol = node.op.symbol
     if symbol and len(args) == 2:
@@ -99,10 +107,12 @@ def _operation(node: Node, operands: list[str]) -> str:
         return f"{node.category.keyword}({node.position}, {node.dim})"
     if isinstance(node, Const):
         return f"const {node.value}"
+    if isinstance(node, Reduced):
+        return "reduced"
     if isinstance(node, Reduction):
-        times = f" times {operands.pop()}" if node.factor else ""
+        giving = f" giving {operands.pop()}" if node.result else ""
         k = f" k={node.k}" if node.k else ""
-        return f"reduce {node.op.name}({', '.join(operands)}) over {'ij'[node.axis]}{k}{times}"
+        return f"reduce {node.op.name}({', '.join(operands)}) over {'ij'[node.axis]}{k}{giving}"
     listed = ", ".join(operands)
     assert isinstance(node, Apply)
     return f"{node.op.name}({listed})" + (f" {list(node.static)}" if node.static else "")
@@ -110,7 +120,7 @@ def _operation(node: Node, operands: list[str]) -> str:
 
 _LINE = re.compile(r"%(?P<name>\w+) = (?P<what>.*) : (?P<dim>\d+) \{(?P<axes>[ij,]*)\}$")
 _VAR = re.compile(r"(Vi|Vj|Pm)\((\d+), \d+\)$")
-_REDUCE = re.compile(r"reduce (\w+)\((.*)\) over ([ij])(?: k=(\d+))?(?: times %(\w+))?$")
+_REDUCE = re.compile(r"reduce (\w+)\((.*)\) over ([ij])(?: k=(\d+))?(?: giving %(\w+))?$")
 _APPLY = re.compile(r"(\w+)\((.*?)\)(?: \[(.*)\])?$")
 
 
@@ -123,7 +133,8 @@ def read(text: str) -> Node:
         if not match:
             raise ValueError(f"line {number}: expected '%name = operation : dim {{axes}}', got {line!r}")
         try:
-            node = names[match["name"]] = _read_operation(match["what"], match["name"], int(match["dim"]), names)
+            axes = frozenset(match["axes"].replace(",", ""))
+            node = names[match["name"]] = _read_operation(match["what"], match["name"], int(match["dim"]), axes, names)
         except (KeyError, ValueError, SyntaxError) as error:
             raise ValueError(f"line {number}: cannot read {line!r}: {error}") from error
         if _type(node) != f" : {match['dim']} {{{match['axes']}}}":
@@ -133,20 +144,22 @@ def read(text: str) -> Node:
     return node
 
 
-def _read_operation(what: str, name: str, dim: int, names: dict[str, Node]) -> Node:
+def _read_operation(what: str, name: str, dim: int, axes: Axes, names: dict[str, Node]) -> Node:
     def operands(listed: str) -> list[Node]:
         return [names[operand.strip().lstrip("%")] for operand in listed.split(",")]
 
     if what.startswith("const "):
         return Const(Fraction(what[6:]), dim)
+    if what == "reduced":
+        return Reduced(dim, axes)
     if match := _VAR.match(what):
         return Var(int(match[2]), dim, Category(("Vi", "Vj", "Pm").index(match[1])), name)
     if match := _REDUCE.match(what):
         op = words.get(match[1] + "_Reduction")
         if not isinstance(op, ReductionOp):
             raise ValueError(f"unknown reduction {match[1]!r}")
-        factor = names[match[5]] if match[5] else None
-        return Reduction(op, operands(match[2]), "ij".index(match[3]), int(match[4] or 0), factor)
+        result = names[match[5]] if match[5] else None
+        return Reduction(op, operands(match[2]), "ij".index(match[3]), int(match[4] or 0), result)
     match = _APPLY.match(what)
     operator = words.get(match[1]) if match else None
     if match is None or not isinstance(operator, Operator):

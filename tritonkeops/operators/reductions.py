@@ -263,7 +263,7 @@ def _declare_exp_sums(name: str, weights: str, finalize: Callable[..., list[Any]
             "merge": parts.merge,
             "finalize": partial(finalize, parts),
         }
-        return {"outputs": ("value",), "float_sum": True, **monoid, **declaration, **twins}
+        return {"outputs": ("value",), "float_sum": True, "exponential": True, **monoid, **declaration, **twins}
 
     both = declared(_ExpSums(_Kahan(), weights, base2=True))
     compensated = declared(_ExpSums(_Kahan(), weights), base2=both)

@@ -62,7 +62,7 @@ def _rewritten(node: Reduction, allowed: Callable[[Product], bool]) -> Reduction
             return Exp2(scaling.scaled(each.args[0]))
         if isinstance(each, Reduction) and each.op.base2:
             f, *weights = each.args
-            return Reduction(each.op.base2, [scaling.scaled(f), *weights], each.axis, each.k, each.factor)
+            return Reduction(each.op.base2, [scaling.scaled(f), *weights], each.axis, each.k, each.result)
         return each
 
     root = rewrite(node, rule)

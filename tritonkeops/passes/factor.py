@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from tritonkeops.formula.ir import Const, Node, Reduction, in_range
-from tritonkeops.operators.vector import SumT
+from tritonkeops.formula.ir import Const, Reduced, Reduction, in_range
+from tritonkeops.formula.rewrite import substitute
+from tritonkeops.operators.elementwise import Mult
 from tritonkeops.passes.product import Product, product_of
-from tritonkeops.passes.simplify import simplify, strict
+from tritonkeops.passes.simplify import strict
 
 
 def factor(node: Reduction) -> Reduction:
-    """The same reduction with what does not vary with the reduced axis, constants and signs included, in its `factor`.
+    """The same reduction with what does not vary with the reduced axis, constants and signs included, in its result.
 
     Assumes finite values, as `simplify` does: inf * sum_j t_ij is not sum_j inf * t_ij where some t_ij is negative. The
     constant stays in range.
@@ -18,13 +19,9 @@ def factor(node: Reduction) -> Reduction:
         return node
     (term,) = node.args
     outer, inner = product_of(term).split(lambda f: f.axes <= node.axes)
-    whole = outer * product_of(node.factor) if node.factor else outer
-    if outer == Product() or not in_range(whole.number):
+    if outer == Product() or not in_range(outer.number):
         return node
-    stays = _widened(inner.node(), term.dim)
-    return Reduction(node.op, [stays], node.axis, node.k, whole.node())
-
-
-def _widened(node: Node, dim: int) -> Node:
-    """The node with the dim that it had before a vector left it."""
-    return node if node.dim == dim else simplify(SumT(node, dim))
+    stays = inner.node()
+    value = Mult(outer.node(), Reduced(stays.dim, node.axes))
+    result = product_of(substitute(node.result or node.reduced, {node.reduced: value}))
+    return Reduction(node.op, [stays], node.axis, node.k, result.node()) if in_range(result.number) else node

@@ -42,10 +42,16 @@ _INT32 = 2**31 - 2**20  # sizes are rounded up to whole tiles
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How sums are accumulated: KeOps' `dtype_acc` and `sum_scheme`, as the constructor takes them."""
+    """How sums are accumulated, KeOps' `dtype_acc` and `sum_scheme`, and the `precision` of products of float32: as the
+    constructor takes them."""
 
     dtype_acc: str
     sum_scheme: str
+    precision: str = "auto"
+
+    def of_products(self) -> str:
+        """The precision that counts now: "auto" is torch's own setting."""
+        return torch.get_float32_matmul_precision() if self.precision == "auto" else self.precision
 
     def target(self, dtype: str, layout: Layout, backend: str = "c", dim: int = 1, batch_dims: int = 0) -> Target:
         """The target for data of a dtype in a layout; the result has `dim` components.
@@ -58,10 +64,13 @@ class Accuracy:
             raise ValueError(f"dtype_acc={acc!r}: expected at least the precision of the data, {arithmetic}")
         few_rows = next((few for few in _FEW_ROWS[backend] if 0 < layout.rows <= few), 0)
         long = layout.cols >= _INT32 or (backend == "triton" and layout.rows * dim >= _INT32)
-        return Target(dtype, acc, self.sum_scheme, few_rows, long, backend, batch_dims)
+        precision = self.of_products() if backend == "triton" else "highest"
+        return Target(dtype, acc, self.sum_scheme, few_rows, long, backend, batch_dims, precision=precision)
 
 
-def accuracy(program: Program, dtype_acc: str, use_double_acc: bool, sum_scheme: str) -> Accuracy:
+def accuracy(
+    program: Program, dtype_acc: str, use_double_acc: bool, sum_scheme: str, precision: str = "auto"
+) -> Accuracy:
     """Check the constructor's accuracy options against the reduction; raises ValueError, TypeError."""
     op = program.reduction.op
     if not isinstance(use_double_acc, bool):
@@ -71,13 +80,14 @@ def accuracy(program: Program, dtype_acc: str, use_double_acc: bool, sum_scheme:
     dtype_acc = "float64" if use_double_acc else dtype_acc
     _one_of("dtype_acc", dtype_acc, ("auto", "float16", "float32", "float64"))
     _one_of("sum_scheme", sum_scheme, ("auto", "direct_sum", "block_sum", "kahan_scheme"))
+    _one_of("precision", precision, ("auto", "direct", "highest", "high", "medium"))
     if dtype_acc != "auto" and not op.float_sum:
         raise ValueError(f"dtype_acc={dtype_acc!r}: {op.name} does not sum floats, expected 'auto'")
     if sum_scheme in ("block_sum", "kahan_scheme") and not op.float_sum:
         raise ValueError(f"sum_scheme={sum_scheme!r}: {op.name} does not sum floats, expected 'auto' or 'direct_sum'")
     if sum_scheme == "auto":
         sum_scheme = "block_sum" if op.float_sum else "direct_sum"
-    return Accuracy(dtype_acc, sum_scheme)
+    return Accuracy(dtype_acc, sum_scheme, precision)
 
 
 def _one_of(name: str, value: str, expected: Sequence[str]) -> None:
@@ -129,7 +139,7 @@ class Caller:
         in each batch entry."""
         try:
             how = backend if pattern is None else (backend, pattern.form(args[0].device))
-            key = (how, *[(x.shape, x.stride(), x.dtype, x.device, x.is_neg()) for x in args])
+            key = (how, self.how.of_products(), *[(x.shape, x.stride(), x.dtype, x.device, x.is_neg()) for x in args])
             plan = self._plans.get(key)
         except (AttributeError, IndexError, RuntimeError):  # no tensor, or one without strides: the plan says so
             plan, key = None, ()
@@ -224,14 +234,11 @@ class Caller:
         args = [x.resolve_neg().contiguous() if n in copies else x for n, x in enumerate(args)]
         dtype = str(args[0].dtype).removeprefix("torch.")
         form = pattern.form(args[0].device) if pattern else ""
-        if engine == "c":
-            target = replace(self.how.target(dtype, layout), pattern=form)
-            launch = tuning.launch(self.program, target, args, layout)
-        else:
+        target = self.how.target(dtype, layout)
+        if engine == "triton":
             sizes, _ = collapse(layout, args, [2 if var.axes else 1 for var in variables])
             target = self.how.target(dtype, layout, "triton", self.program.reduction.dim, len(sizes))
-            target = replace(target, pattern=form)
-            launch = self.program.kernel(target).prepare(args, layout)
+        launch = tuning.launch(self.program, replace(target, pattern=form), args, layout)
         return Plan(launch, layout, tuple(reshape), copies, self._shape(layout), self._dtypes(args[0].dtype), extents)
 
     def empty(self, args: Sequence[Tensor]) -> list[Tensor]:

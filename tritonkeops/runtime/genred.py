@@ -28,6 +28,9 @@ class GenredBase:
         dtype_acc: "auto" (that of the data), "float32" or "float64": the accumulators of sums.
         use_double_acc: the same as dtype_acc="float64".
         sum_scheme: "auto", "direct_sum", "block_sum" (the default of sums) or "kahan_scheme".
+        precision: how products of float32 may be computed on GPUs, where vectors are long: "highest" (as good as
+            float32), "high" and "medium" (TF32 and bfloat16, faster), as in `torch.set_float32_matmul_precision`, whose
+            setting counts for "auto"; "direct": no products, differences are taken component by component.
         dtype, cuda_type: deprecated and ignored, as in PyKeOps: the dtype is that of the arguments.
         enable_chunks, rec_multVar_highdim, use_fast_math: accepted, without effect: PyKeOps' hints to its own compiler.
 
@@ -54,6 +57,7 @@ class GenredBase:
         enable_chunks: bool = True,
         rec_multVar_highdim: bool | int | None = False,
         use_fast_math: bool = True,
+        precision: str = "auto",
     ) -> None:
         del enable_chunks, rec_multVar_highdim, use_fast_math
         for name, value in (("dtype", dtype), ("cuda_type", cuda_type)):
@@ -73,7 +77,7 @@ class GenredBase:
         self.formula, self.aliases = formula, aliases
         self.reduction_op, self.axis, self.opt_arg, self.formula2 = reduction_op, axis, opt_arg, formula2
         program = Program(formula, aliases, reduction_op, axis, operator.index(opt_arg or 0), formula2)
-        self._call = Caller(program, accuracy(program, dtype_acc, use_double_acc, sum_scheme))
+        self._call = Caller(program, accuracy(program, dtype_acc, use_double_acc, sum_scheme, precision))
         self._reducers: dict[Where, Reducer] = {}
 
     def explain(self, stage: str = "c", dtype: str = "float32", target: str | None = None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -269,9 +269,9 @@ class Reducer:
         """Another reduction, computed as accurately and at the same place."""
         where = self.where if pattern else Where(self.where.backend, self.where.device_id)
         own = self.caller.how
-        how = own if node.op.float_sum else Accuracy("auto", "direct_sum")
+        how = own if node.op.float_sum else replace(own, dtype_acc="auto", sum_scheme="direct_sum")
         if node.op.float_sum and not self.node.op.float_sum:
-            how = Accuracy("auto", "block_sum")
+            how = replace(own, dtype_acc="auto", sum_scheme="block_sum")
         return _make(node, variables or self.variables, how, where)
 
 
@@ -295,21 +295,22 @@ def _total(terms: Sequence[Node], dim: int) -> Node:
 def _text(reducer: Reducer) -> str:
     """Options and variables, a line each, then the formula's IR."""
     how, where = reducer.caller.how, reducer.where
-    options = [how.dtype_acc, how.sum_scheme, where.backend, str(where.device_id), where.pattern or "all"]
+    options = [how.dtype_acc, how.sum_scheme, how.precision]
+    options += [where.backend, str(where.device_id), where.pattern or "all"]
     variables = [f"{v.name}={int(v.category)},{v.dim}" for v in reducer.variables]
     return f"{' '.join(options)}\n{' '.join(variables)}\n{show(reducer.node)}"
 
 
 def _from_text(text: str) -> Reducer:
     options, listed, ir = text.split("\n", 2)
-    dtype_acc, sum_scheme, backend, device_id, pattern = options.split()
+    dtype_acc, sum_scheme, precision, backend, device_id, pattern = options.split()
     variables = []
     for n, each in enumerate(listed.split()):
         name, _, rest = each.partition("=")
         category, dim = map(int, rest.split(","))
         variables.append(Var(n, dim, Category(category), name))
     where = Where(backend, int(device_id), "" if pattern == "all" else pattern)
-    return _make(read(ir), tuple(variables), Accuracy(dtype_acc, sum_scheme), where)
+    return _make(read(ir), tuple(variables), Accuracy(dtype_acc, sum_scheme, precision), where)
 
 
 def _make(node: Node, variables: tuple[Var, ...], how: Accuracy, where: Where) -> Reducer:

@@ -7,6 +7,11 @@ The axes of a value place it:
     with tile           the j loop, once per tile of j: accumulators, and what reduces a tile
     with an Index       inside a loop over components (large dims), bound by `sum`, `max` ... or by a store
 
+In the form "dot", products of matrices are operations of their own:
+
+    dot(a, b, rows and cols)   sum over components k of a_ik b_jk, plus what depends on i alone and on j alone
+    dot_j(p, v)                sum over a tile of j of p_ij v_jk, for all components k of a store at once
+
 so that nothing but the emission of loops is left to a back end. A program's `i` is the axis that is kept and `j` the
 one that is reduced, whatever they were called in the formula.
 
@@ -197,7 +202,10 @@ class TileProgram:
 
     An accumulator that `update` stores with the axis j is spread: one for each row of the tile, to be summed after the
     loop. `refine` turns the tiles that index accumulators hold into rows, evaluated on each row i's own tile. `screen`
-    says whether any row of a tile passes the guard. All three are made by tile/accumulate.py."""
+    says whether any row of a tile passes the guard. All three are made by tile/accumulate.py.
+
+    With contractions, `sizes` bound the rounding errors of pair values: about eps times the sum of that of row i and
+    that of row j. Where either passes `limit`, a kernel that evaluates differences directly has to do the work."""
 
     title: str
     schedule: Schedule
@@ -212,6 +220,8 @@ class TileProgram:
     refine: tuple[Store, ...] = ()
     screen: Value | None = None
     pattern: str = ""
+    sizes: tuple[Value, Value] | None = None
+    limit: float = 0
 
     @property
     def spread(self) -> frozenset[str]:
@@ -282,7 +292,9 @@ def show(program: TileProgram) -> str:
     lines += [f"  accumulator {f.name} : {f.size} {INDEX if f.index else FLOAT} = {f.identity}" for f in program.fields]
     names: dict[Value, str] = {}
     update = list(topological([s.value for s in program.update] + ([program.guard] if program.guard else [])))
-    lines += _section("prologue", [v for v in update if v.hoisted], (), names)
+    asking = [program.screen] if program.screen else []
+    everything = topological([*(s.value for s in (*program.update, *program.refine)), *asking, *update])
+    lines += _section("prologue", [v for v in everything if v.hoisted], (), names)
     if program.screen:
         extra = [f"pass where {names.setdefault(program.screen, '%screen')}"]
         lines += _section("screen", [v for v in topological([program.screen]) if not v.hoisted], (), names, extra)

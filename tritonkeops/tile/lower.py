@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
+from tritonkeops.formula.contracted import Contracted
 from tritonkeops.formula.ir import Apply, Const, Field, Node, Reduction, Var, postorder
 from tritonkeops.formula.text import spell
-from tritonkeops.tile.accumulate import arrange
+from tritonkeops.tile.accumulate import Approximate, arrange
 from tritonkeops.tile.ir import (
     BOOL,
     FLOAT,
@@ -141,8 +143,9 @@ _NEUTRAL = {"sum_j": 0, "max_j": -math.inf, "min_j": math.inf, "argmax_j": -math
 class TileMath:
     """The abstract math namespace `m` that builds tile values, equal ones once (value numbering)."""
 
-    def __init__(self, unroll_dims: int, unroll_places: int, pattern: str = "") -> None:
+    def __init__(self, unroll_dims: int, unroll_places: int, pattern: str = "", contracts: bool = False) -> None:
         self.unroll_dims, self.unroll_places, self.pattern = unroll_dims, unroll_places, pattern
+        self.contracts = contracts
         self._axes_of_j = frozenset[Any]("ij" if pattern == "lists" else "j")
         self._known: dict[tuple[Any, ...], Value] = {}
         self._counters = 0
@@ -237,6 +240,8 @@ class TileMath:
     def _over_tile(self, op: str, x: Scalar) -> Scalar:
         x = self.inside(x, _NEUTRAL[op])
         axes = (x.value.axes - {"j"}) | {"tile"}
+        if op == "sum_j" and self.contracts and (factors := _weighted(x.value)):
+            return self.make("dot_j", factors, (), FLOAT, axes)
         return self.make(op, [x.value], (), INDEX if op.startswith("arg") else FLOAT, axes)
 
     def counter(self, size: int, descending: bool = False) -> Index:
@@ -257,6 +262,8 @@ class TileMath:
         return value, index
 
     def sum(self, n: int, term: At) -> Scalar:
+        if self.contracts and (product := self._inner_product(n, term)):
+            return product
         if n > self.unroll_dims:
             k = self.counter(n)
             body = term(k).value
@@ -265,6 +272,15 @@ class TileMath:
         for c in range(1, n):
             total = total + term(c)
         return total
+
+    def _inner_product(self, n: int, term: At) -> Scalar | None:
+        """A sum of products of what belongs to row i with what belongs to row j."""
+        k = self.counter(n)
+        body = term(k).value
+        sides = {frozenset(arg.axes - {k}): arg for arg in body.args if body.op == "mul"}
+        if set(sides) != {frozenset("i"), frozenset("j")}:
+            return None
+        return self.make("dot", [sides[frozenset("i")], sides[frozenset("j")]], (k,), FLOAT, frozenset("ij"))
 
     def piecewise(self, k: Position, *pieces: tuple[int, At]) -> Any:
         """The piece that component k falls in; for a symbolic k a choice made in the loop."""
@@ -289,25 +305,43 @@ class TileMath:
         return Table(rows, columns, entry)
 
 
+def _weighted(value: Value) -> list[Value] | None:
+    """A pair's value and the component of row j that it is multiplied by, in a loop over components."""
+    if value.op != "mul" or not value.indices:
+        return None
+    pair, vector = sorted(value.args, key=lambda arg: len(arg.indices))
+    both, one = frozenset("ij"), frozenset("j")
+    return [pair, vector] if not pair.indices and both <= pair.axes and vector.axes - vector.indices == one else None
+
+
 def lower(
     node: Reduction,
     schedule: Schedule,
     variables: Sequence[Var] | None = None,
     title: str | None = None,
     pattern: str = "",
+    contracted: Contracted | None = None,
 ) -> TileProgram:
-    """Lower a differentiated, expanded reduction. `variables` are the call's arguments, used or not."""
-    m = TileMath(schedule.unroll_dims, schedule.unroll_places, pattern)
+    """Lower a differentiated, expanded reduction. `variables` are the call's arguments, used or not.
+
+    What `contracted` says of the same reduction takes its place; beside a selection it only finds the rows.
+    """
+    selects = not node.op.float_sum
+    if contracted:
+        node = node if selects else contracted.node
+        variables = [*(variables or ()), *([contracted.center] if contracted.center else [])]
+    m = TileMath(schedule.unroll_dims, schedule.unroll_places, pattern, contracts=bool(contracted) and not selects)
     used = [x for x in postorder([node]) if isinstance(x, Var)]
     inputs = tuple(_input(var, node.axis) for var in sorted(variables or used, key=lambda var: var.position))
-    vectors = _lower_formulas(m, node, {x.position: x for x in inputs})
+    positions = {x.position: x for x in inputs}
+    vectors = _lower_formulas(m, node.args, positions, {})
     dims = [arg.dim for arg in node.args]
     fields = node.op.fields(dims, node.k)
     acc = {which: _accumulator(m, which, fields) for which in "ab"}
-    update, guard = _update(m, node, acc["a"], vectors[: len(node.args)])
+    update, guard = _update(m, node, acc["a"], vectors)
     merge, merge_over = _merge(m, node, acc)
     results = node.op.finalize(m, acc["a"])
-    results = [_times(m, result, vectors[-1]) for result in results] if node.factor else results
+    results = [_result(m, node, results[0], positions)] if node.result else results
     outputs = tuple(
         Output(kind, vector.dim, kind == "index") for kind, vector in zip(node.op.outputs, results, strict=True)
     )
@@ -320,14 +354,34 @@ def lower(
         outputs,
         guard,
         update=_stores(m, names, update),
-        merge=_stores(m, names, merge),
+        merge=_stores(m, names, merge, update),
         merge_over=merge_over,
-        finish=_stores(m, [output.name for output in outputs], results),
+        finish=_stores(m, [output.name for output in outputs], results, update),
         pattern=pattern,
     )
-    program = arrange(program)
+    if contracted:
+        m.contracts = True
+        sizes = _lower_formulas(m, contracted.sizes, positions, {})
+        program = replace(program, sizes=(sizes[0][0].value, sizes[1][0].value), limit=schedule.limit)
+        approximate = _approximate(m, vectors[0], contracted, positions, schedule) if selects else {}
+        program = arrange(program, approximate)
+    else:
+        program = arrange(program)
     verify(program)
     return program
+
+
+def _approximate(
+    m: TileMath, direct: Vector, contracted: Contracted, inputs: dict[int, Input], schedule: Schedule
+) -> Approximate:
+    """Of each component that is selected, its value by contraction, and values that it is not below or above."""
+    (near,), sizes = (_lower_formulas(m, nodes, inputs, {}) for nodes in (contracted.node.args, contracted.sizes))
+    found = {}
+    for c in range(direct.dim):
+        margins = [size[0] * m.const(schedule.margin) for size in sizes]
+        low, high = (near[c] - margins[0]) - margins[1], (near[c] + margins[0]) + margins[1]
+        found[direct[c].value] = {"tile": near[c].value, "min_j": low.value, "max_j": high.value}
+    return found
 
 
 def _update(
@@ -357,17 +411,21 @@ def _input(var: Var, axis: int) -> Input:
     return Input(var.position, var.name, var.dim, role)
 
 
-def _lower_formulas(m: TileMath, node: Reduction, inputs: dict[int, Input]) -> list[Vector]:
-    done: dict[Node, Vector] = {}
-    for each in postorder(node.operands):
-        vector = done[each] = _lower_node(m, each, done, inputs)
+def _lower_formulas(
+    m: TileMath, roots: Sequence[Node], inputs: dict[int, Input], done: dict[Node, Vector]
+) -> list[Vector]:
+    """`done` holds what is lowered before."""
+    for each in postorder(roots):
+        if each not in done:
+            done[each] = _lower_node(m, each, done, inputs)
         for k in range(each.dim if each.dim <= m.unroll_dims else 0):
-            vector[k]
-    return [done[operand] for operand in node.operands]
+            done[each][k]
+    return [done[root] for root in roots]
 
 
-def _times(m: TileMath, vector: Vector, factor: Vector) -> Vector:
-    return m.vector(vector.dim, lambda k: vector[k] * factor[0 if factor.dim == 1 else k])
+def _result(m: TileMath, node: Reduction, reduced: Vector, inputs: dict[int, Input]) -> Vector:
+    assert node.result
+    return _lower_formulas(m, [node.result], inputs, {node.reduced: reduced})[0]
 
 
 def _lower_node(m: TileMath, node: Node, done: dict[Node, Vector], inputs: dict[int, Input]) -> Vector:
@@ -394,8 +452,11 @@ def _accumulator(m: TileMath, which: str, fields: Sequence[Field]) -> SimpleName
     return SimpleNamespace(**vectors)
 
 
-def _stores(m: TileMath, names: Sequence[str], vectors: Sequence[Vector]) -> tuple[Store, ...]:
-    """A store per component, or a loop for long vectors; vectors of one length share their loop."""
+def _stores(
+    m: TileMath, names: Sequence[str], vectors: Sequence[Vector], like: Sequence[Vector] = ()
+) -> tuple[Store, ...]:
+    """A store per component, or a loop for long vectors; vectors of one length share their loop, and what is made of
+    accumulators has the parts that these were stored in."""
     counters: dict[tuple[type, int, int], Index] = {}
 
     def counter(vector: Vector, start: int, length: int) -> Index:
@@ -412,7 +473,8 @@ def _stores(m: TileMath, names: Sequence[str], vectors: Sequence[Vector]) -> tup
         elif isinstance(vector, Table) or vector.dim <= m.unroll_dims:
             stores += [Store(name, k, vector[k].value) for k in range(vector.dim)]
         else:
-            for start, stop in _pieces(vector, counter(vector, 0, vector.dim)):
+            alike = [other for other in like if other.dim == vector.dim] if m.contracts else []
+            for start, stop in _pieces([vector, *alike], counter(vector, 0, vector.dim)):
                 places: Sequence[Position] = range(start, stop)
                 if stop - start > m.unroll_dims:
                     places = [counter(vector, start, stop - start) + start]
@@ -420,13 +482,14 @@ def _stores(m: TileMath, names: Sequence[str], vectors: Sequence[Vector]) -> tup
     return tuple(stores)
 
 
-def _pieces(vector: Vector, k: Index) -> list[tuple[int, int]]:
-    """The parts of a long vector that have one formula each: a loop over all would choose again at every component."""
-    breaks = {0, vector.dim}
-    for value in topological([vector[k].value]):
+def _pieces(vectors: Sequence[Vector], k: Index) -> list[tuple[int, int]]:
+    """The parts of long vectors that have one formula each: a loop over all would choose again at every component."""
+    dim = vectors[0].dim
+    breaks = {0, dim}
+    for value in topological([vector[k].value for vector in vectors]):
         if value.op == "piecewise":
             position, *stops = value.attr
             offset = position - k
-            breaks.update(stop - offset for stop in stops if isinstance(offset, int) and 0 < stop - offset < vector.dim)
-    ordered = sorted(breaks) if len(breaks) <= _MOST_PIECES + 1 else [0, vector.dim]
+            breaks.update(stop - offset for stop in stops if isinstance(offset, int) and 0 < stop - offset < dim)
+    ordered = sorted(breaks) if len(breaks) <= _MOST_PIECES + 1 else [0, dim]
     return list(itertools.pairwise(ordered))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from tritonkeops.formula.ir import Reduction, Var, postorder
+from tritonkeops.formula.ir import Apply, Node, Reduction, Var, postorder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +19,11 @@ class Schedule:
     `unroll_places` neighbours are looped over. With `screened`, a whole tile of j is tested before its rows are; with
     `spread`, a sum over j has an accumulator for each row of the tile, added up after the loop; with `coarse`, the
     loop finds the tile that holds an extremum, and its row afterwards. Sums add blocks of `block_sum` rows j
-    (0: all at once). Indices have `index_bits` bits.
+    (0: all at once). Indices have `index_bits` bits. Rows j are split into `splits` parts (0: as many as fill the
+    device, which the launch knows), whose results are merged.
+
+    Of contractions: the `limit` of sizes up to which they are used, and the `margin`, relative to sizes, within which
+    approximate values may be wrong.
     """
 
     form: str
@@ -31,6 +34,13 @@ class Schedule:
     coarse: bool = False
     block_sum: int = 0
     index_bits: int = 32
+    splits: int = 0
+    limit: float = 0
+    margin: float = 0
+
+
+def _in_parts(schedule: Schedule) -> str:
+    return f", j in {schedule.splits} parts" if schedule.splits else ""
 
 
 # CPU ------------------------------------------------------------------------------------------------------------------
@@ -49,7 +59,7 @@ class CpuSchedule(Schedule):
         blocks = f", blocks of {self.block_sum} j" if self.block_sum else ""
         return (
             f"{self.form}, {self.lanes} lanes in steps of {self.width}, {self.unroll} j at a time, "
-            f"dims above {self.unroll_dims} looped{blocks}, {self.index_bits}-bit indices"
+            f"dims above {self.unroll_dims} looped{blocks}, {self.index_bits}-bit indices{_in_parts(self)}"
         )
 
 
@@ -109,20 +119,31 @@ class GpuSchedule(Schedule):
     """The Triton back end's choices: tiles of `block_j` x `block_i` pairs, i along the last axis, so that a thread owns
     whole columns and reduces over j by itself; `num_warps` warps share a tile. With `packed`, what depends on j alone
     is computed once per call and stored tile by tile, for wide loads. `registers` of a thread at most (0: the
-    assembler's choice)."""
+    assembler's choice). `num_stages` of loads are under way at a time.
+
+    In the form "dot", tiles are block_i x block_j, i along the first axis: the products of tensor cores then lie in
+    registers row by row, and are reduced over j by shuffles among four threads. Operands of products are numbers of
+    the type `operand`, or sums of `parts` such numbers; where sums over j are products too, their operands are sums of
+    `sum_parts` numbers of 11 bits (tf32), or 0: of the type `operand`."""
 
     block_i: int
     block_j: int
     num_warps: int
     packed: bool = True
     registers: int = 0
+    num_stages: int = 1
+    operand: str = ""
+    parts: int = 0
+    sum_parts: int = 0
 
     def __str__(self) -> str:
         words = [f"{self.form}, tiles of {self.block_j} j x {self.block_i} i, {self.num_warps} warps"]
         words += [word for word in ("packed", "spread", "coarse", "screened") if getattr(self, word)]
         words += [f"blocks of {self.block_sum} j"] if self.block_sum else []
         words += [f"{self.registers} registers"] if self.registers else []
-        return ", ".join([*words, f"dims above {self.unroll_dims} looped", f"{self.index_bits}-bit indices"])
+        words += [f"{self.num_stages} stages"] if self.num_stages > 1 else []
+        words += [f"dims above {self.unroll_dims} looped", f"{self.index_bits}-bit indices{_in_parts(self)}"]
+        return ", ".join(words)
 
 
 _UNROLL = 16  # components: more would not fit into registers beside the tile
@@ -209,19 +230,123 @@ def _pairs_per_thread(spread: int, column: int, most: int, words: int) -> int:
     return pairs
 
 
-# Tuning ---------------------------------------------------------------------------------------------------------------
+# Tensor cores --------------------------------------------------------------------------------------------------------
 
-AnySchedule = TypeVar("AnySchedule", bound=Schedule)
+_HALVES = ("float16", "bfloat16")
+_LEAST_COMPONENTS = 9  # of vectors whose product pays for tables of operands
+_LEAST_WEIGHTS = 8  # components of sums over j that are worth a product of matrices
+_NEAR = 64.0  # in exponents: errors of 2^-22 times that
+_IN_RANGE = 4096.0  # where the caller allows more, or data have few bits: squares of all components are float16 yet
+_FINITE = 1e30
+_MARGIN = 2.0**-14  # of products of two bfloat16 parts
+_SHARED = 220 << 10  # bytes of shared memory for operands
+_TILES = ((128, 128, 8, 2), (64, 128, 4, 2), (64, 64, 4, 2), (64, 64, 4, 1), (64, 32, 4, 1))
+"""block_i, block_j, warps, and stages of loads."""
+_STREAMED = 256, 64  # components beyond which operands are loaded a few at a time, and how many
+_OF_SUMS = 256  # rows j: tensor cores cut off what they add, so sums of products stay short
 
 
-def candidates(first: CpuSchedule) -> list[CpuSchedule]:
-    """Schedules worth measuring for a reduction whose default is `first`: its neighbours in lanes and unrolling."""
-    lanes = {first.lanes * 2, first.lanes, max(first.width, first.lanes // 2)}
-    unrolls = {max(1, first.unroll // 2), first.unroll, first.unroll * 2}
-    blocked = first.width < first.lanes or first.form == "guarded"
-    found = [
-        replace(first, lanes=n, width=first.width if blocked else n, unroll=unroll)
-        for n in sorted(lanes)
-        for unroll in sorted(unrolls)
-    ]
-    return [first, *(schedule for schedule in found if schedule != first)]
+def choose_dot(
+    node: Reduction, contracted: Reduction, data: str, precision: str, scheme: str = "direct_sum", rows: int = 0,
+    long: bool = False,
+) -> GpuSchedule | None:  # fmt: skip
+    """The schedule for a reduction by contractions, on data of a dtype, or None where that does not pay.
+
+    `precision` is "highest": as good as float32, or "high" or "medium" as in `torch.set_float32_matmul_precision`.
+    """
+    products, weights = [x.dim for x in _products(contracted)], _weights(contracted)
+    wide = sum(_power_of_two(n) for n in weights)
+    if 0 < rows <= _UNPACKED or wide > 256 or (max(products, default=0) < _LEAST_COMPONENTS and not weights):
+        return None
+    operand, parts, limit = _operands(node, contracted, data, precision)
+    sum_parts = {"highest": 2}.get(precision, 1) if data not in _HALVES else 0 if data == "bfloat16" else 1
+    columns = sum(16 + parts * (_STREAMED[1] if n > _STREAMED[0] else -(-n // 16) * 16) for n in products)
+    height = 64 if 0 < rows <= 64 else 128
+    fitting = [tile for tile in _TILES if tile[0] <= height and _fits(*tile, columns, wide, sum_parts)]
+    block_i, block_j, num_warps, num_stages = fitting[0] if fitting else _TILES[-1]
+    blocks = _OF_SUMS if wide and sum_parts == 2 else 0 if wide else _SUMMED * block_j
+    guarded = node.op.guard is not None
+    return GpuSchedule(
+        form="dot",
+        unroll_dims=_LEAST_WEIGHTS - 1,
+        unroll_places=_PLACES,
+        screened=guarded,
+        coarse=not guarded and not node.op.float_sum,
+        block_sum=blocks if scheme == "block_sum" and node.op.float_sum else 0,
+        index_bits=64 if long else 32,
+        limit=limit,
+        margin=_MARGIN,
+        block_i=block_i,
+        block_j=block_j,
+        num_warps=num_warps,
+        num_stages=num_stages,
+        operand=operand,
+        parts=parts,
+        sum_parts=sum_parts,
+    )
+
+
+def _operands(node: Reduction, contracted: Reduction, data: str, precision: str) -> tuple[str, int, float]:
+    """The type of operands, the parts they are cut into, and up to which sizes that will do.
+
+    Two parts of 11 bits are as good as a float32, if small numbers may lose their last bits: in exponents, where errors
+    are absolute, they may. Elsewhere it takes three parts of 8 bits, or two to tell what has to be looked at.
+    """
+    if data in _HALVES:
+        return data, 2, _IN_RANGE
+    if node.op.guard is not None:
+        return "bfloat16", 2, _FINITE
+    if _in_exponents(contracted):
+        return ("float16", 2, _NEAR) if precision == "highest" else ("float16", 1, _IN_RANGE)
+    return "bfloat16", {"highest": 3, "high": 2}.get(precision, 1), _FINITE
+
+
+def _products(node: Reduction) -> list[Node]:
+    """The inner products of what belongs to rows i with what belongs to rows j: their factors' product."""
+    found = [x.args[0] for x in postorder(node.args) if isinstance(x, Apply) and x.op.name == "Sum"]
+    return [f for f in found if isinstance(f, Apply) and _sides(f) == {frozenset("i"), frozenset("j")}]
+
+
+def _sides(f: Apply) -> set[frozenset[str]]:
+    return {arg.axes for arg in f.args} if f.op.name == "Mult" and len(f.axes) == 2 else set()
+
+
+def _weights(node: Reduction) -> list[int]:
+    """Components of the vectors of rows j that are summed with weights of pairs."""
+    stack, found = [node.args[-1]], []
+    while stack:
+        each = stack.pop()
+        if isinstance(each, Apply) and each.op.name in ("Concat", "Mult") and each.dim >= _LEAST_WEIGHTS:
+            stack.extend(each.args)
+        elif each.dim >= _LEAST_WEIGHTS and each.axes <= frozenset("ij") - node.axes:
+            found.append(each.dim)
+    return found
+
+
+def _in_exponents(node: Reduction) -> bool:
+    """Whether inner products are read in exponents only."""
+    stack = list(node.args[1:] if node.op.exponential else node.args)
+    products = set(_products(node))
+    while stack:
+        each = stack.pop()
+        if each in products:
+            return False
+        if not (isinstance(each, Apply) and each.op.name in ("Exp", "Exp2")):
+            stack.extend(each.operands)
+    return True
+
+
+def _fits(
+    block_i: int, block_j: int, num_warps: int, num_stages: int, columns: int, wide: int, sum_parts: int
+) -> bool:
+    """Whether a tile's operands fit into shared memory, and its values into registers: a pair's value, its parts, and
+    the sums of a block and of all blocks."""
+    row_j = 2 * columns + (4 * sum_parts or 2) * wide
+    shared = 2 * columns * block_i + num_stages * block_j * row_j
+    registers = block_i * (block_j * (1 + sum_parts * (wide > 0)) + max(1, sum_parts) * wide) // (32 * num_warps)
+    pipelined = num_stages * block_j * sum_parts * wide // 64  # addresses
+    return shared <= _SHARED and registers + pipelined // 2 <= 240
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()

@@ -165,7 +165,7 @@ class CLaunch:
         self._offset = np.ascontiguousarray(_offsets(program, args, layout))
         self._kinds = [output.index for output in program.outputs]
         assert isinstance(program.schedule, CpuSchedule)
-        self._lanes: int = program.schedule.lanes
+        self._lanes, self._parts = program.schedule.lanes, program.schedule.splits
         self._index = torch.int64 if program.schedule.index_bits == 64 else torch.int32
         self._pair_work = self._entries * (8 + 2 * sum(x.dim for x in program.inputs if x.axis))
         self._work = self._pair_work * layout.rows * layout.cols
@@ -203,7 +203,9 @@ class CLaunch:
         return _Pattern(tiles=len(tiles), tile=tiles.data_ptr(), span=pairs.spans.data_ptr())
 
     def _splits(self, threads: int) -> int:
-        """Into how many parts to split j, so that few rows still occupy all threads."""
+        """Into how many parts to split j: what the schedule says, or so many that few rows still occupy all threads."""
+        if self._parts:
+            return max(1, min(self._parts, self._layout.cols))
         tiles = self._entries * -(-self._layout.rows // self._lanes)
         if threads == 1 or tiles >= 2 * threads:
             return 1

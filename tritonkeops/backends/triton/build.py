@@ -13,7 +13,7 @@ import logging
 import math
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -27,7 +27,10 @@ from triton.runtime import driver
 from tritonkeops import cache
 from tritonkeops.backends.kernel import Layout, collapse
 from tritonkeops.backends.pairs import Band, Lists, Pairs, Ranges
-from tritonkeops.backends.triton.emit import PACK_ROWS, Module, Param, emit
+from tritonkeops.backends.triton.emit import emit
+from tritonkeops.backends.triton.emitter import PACK_ROWS, Module, Param
+from tritonkeops.formula.evaluate import evaluate
+from tritonkeops.formula.ir import Node, Var
 from tritonkeops.tile.ir import TileProgram
 from tritonkeops.tile.schedule import GpuSchedule
 
@@ -58,21 +61,36 @@ def interpreted() -> bool:
 
 
 class TritonKernel:
-    """A program emitted as Triton, for data of a dtype and a number of batch dimensions."""
+    """A program emitted as Triton, for data of a dtype and a number of batch dimensions.
 
-    def __init__(self, program: TileProgram, dtype: str, dtype_acc: str, batch_dims: int, fp_fusion: bool) -> None:
+    One with contractions has a `fallback` for data whose rounding errors they do not bound, and may have a `center`, a
+    last argument that is made of the others. Which of the two does the work is settled on the device: the kernels of
+    both are launched, and those of one do nothing.
+    """
+
+    def __init__(
+        self, program: TileProgram, dtype: str, dtype_acc: str, batch_dims: int, fp_fusion: bool,
+        fallback: TileProgram | None = None, center: Center | None = None, is_fallback: bool = False,
+    ) -> None:  # fmt: skip
         check_version()
         assert isinstance(program.schedule, GpuSchedule)
         self.program, self.schedule = program, program.schedule
         self.dtype, self.dtype_acc, self.fp_fusion = dtype, dtype_acc, fp_fusion
         self.real = "float64" if dtype == "float64" else "float32"
-        self.emitted: Module = emit(program, dtype, dtype_acc, batch_dims)
+        self.emitted: Module = emit(program, dtype, dtype_acc, batch_dims, is_fallback)
         self.module = load(self.emitted.text, program.title)
         self._compiled: dict[tuple[Any, ...], Any] = {}
+        self.center, self.fallback = center, None
+        if fallback:
+            self.fallback = TritonKernel(fallback, dtype, dtype_acc, batch_dims, fp_fusion, is_fallback=True)
 
     def prepare(self, args: Sequence[Tensor], layout: Layout) -> TritonLaunch:
         """See Kernel."""
         return TritonLaunch(self, args, layout)
+
+    def complete(self, args: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The arguments with what is made of them."""
+        return [*args, self.center(args)] if self.center else args
 
     def source(self, role: str, split: bool) -> Any:
         """What `triton.compile` takes for one of the module's kernels."""
@@ -85,22 +103,31 @@ class TritonKernel:
         return ASTSource(getattr(self.module, self.emitted.names[role]), signature, constants, attrs)
 
     def options(self, role: str) -> dict[str, Any]:
-        """What it is compiled with; a pipeline of loads would only cost registers, for tiles this small."""
+        """What it is compiled with."""
         reduces, registers = role in ("reduce", "merge"), self.schedule.registers
         limit = {"maxnreg": registers} if role == "reduce" and registers else {}
-        num_warps = self.schedule.num_warps if reduces else 4
-        return {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": self.fp_fusion, **limit}
+        num_warps, num_stages = (self.schedule.num_warps, self.schedule.num_stages) if reduces else (4, 1)
+        return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": self.fp_fusion, **limit}
+
+    def parts(self, layout: Layout, processors: int) -> tuple[int, int, int]:
+        """How a call is laid out on so many multiprocessors: programs, rows j of a part, and parts of j."""
+        s = replace(self.schedule, splits=1) if self.program.pattern else self.schedule  # its rows j are not split
+        programs = -(-layout.rows // s.block_i) * math.prod(layout.batch)
+        return programs, *_parts(programs, -(-layout.cols // s.block_j), s, processors)
 
     def _type(self, param: Param) -> str:
         if param.role in ("data", "value"):
             return _POINTERS[self.dtype]
         if param.role in ("packed_i", "packed_j"):
             return _POINTERS[self.real]
+        if param.role in ("operands_i", "operands_j"):
+            return _POINTERS[self.schedule.operand]
         if param.role == "parts":
             return _POINTERS[self.dtype_acc]
         index = f"i{self.schedule.index_bits}"
         fixed = {"parts_index": f"*{index}", "index": "*i64", "row": "i64", "batch": "i64", "size": "i64",
-                 "packed_i_batch": "i64", "packed_j_batch": "i64", "splits": "i32", "table": "*i64", "spans": "*i64",
+                 "packed_i_batch": "i64", "packed_j_batch": "i64", "operands_i_batch": "i64",
+                 "operands_j_batch": "i64", "far": "*i32", "splits": "i32", "table": "*i64", "spans": "*i64",
                  "start": "*i64", "columns": f"*{index}"}  # fmt: skip
         return fixed.get(param.role, index)
 
@@ -127,7 +154,35 @@ class TritonKernel:
         return kernel
 
 
-_ALIGNED = ("packed_i", "packed_j", "parts", "parts_index")
+@dataclass(frozen=True)
+class Center:
+    """A point among the rows j, or near: of some of them, evenly spaced, the mean of a formula."""
+
+    formula: Node
+    variables: tuple[Var, ...]
+
+    def __call__(self, args: Sequence[Tensor]) -> Tensor:
+        """(*batch, dim), on the device of the arguments; nothing is waited for."""
+        read = [(var, args[var.position]) for var in self.variables if var.position < len(args)]
+        batch = max((x.ndim - (2 if var.axes else 1) for var, x in read), default=0)
+        point = evaluate(self.formula, {var: _components(var, x, batch) for var, x in read}, args[0].float())
+        return point.mean(-1).squeeze(-1).movedim(0, -1).contiguous().to(args[0].dtype)
+
+
+_SAMPLE = 64  # rows: their mean is as near to the middle of a cloud as is any use
+
+
+def _components(var: Var, arg: Tensor, batch: int) -> Tensor:
+    """(*batch, rows, dim) as (dim, *batch, 1, rows), of a few rows."""
+    arg = arg.float()
+    if not var.axes:
+        shape = (1,) * (batch + 1 - arg.ndim) + arg.shape
+        return arg.reshape(shape).movedim(-1, 0)[..., None, None]
+    arg = arg[..., :: max(1, arg.shape[-2] // _SAMPLE), :]
+    return arg.reshape((1,) * (batch + 2 - arg.ndim) + arg.shape).movedim(-1, 0)[..., None, :]
+
+
+_ALIGNED = ("packed_i", "packed_j", "operands_i", "operands_j", "parts", "parts_index")
 
 
 def load(text: str, title: str) -> ModuleType:
@@ -168,20 +223,19 @@ class TritonLaunch:
 
     def __init__(self, kernel: TritonKernel, args: Sequence[Tensor], layout: Layout) -> None:
         s = kernel.schedule
+        self._fallback = kernel.fallback and kernel.fallback.prepare(args, layout)
+        args = kernel.complete(args)
         self._kernel, self._device, self._entries = kernel, args[0].device, math.prod(layout.batch)
         self._outputs = [output.name for output in kernel.program.outputs]
         tiles = {"i": -(-layout.rows // s.block_i), "j": -(-layout.cols // s.block_j)}
         entries = self._entries
-        programs = tiles["i"] * entries
-        processors = 1 if kernel.program.pattern else _processors(self._device)  # a pattern's rows j are not split
-        self.part, self.splits = _parts(programs, tiles["j"], s, processors)
+        programs, self.part, self.splits = kernel.parts(layout, _processors(self._device))
         self._scalars = self._strides(args, layout)
         self._scalars |= {("M", -1, 0): layout.rows, ("N", -1, 0): layout.cols}
         self._scalars |= {("part", -1, 0): self.part, ("splits", -1, 0): self.splits}
         self._workspaces: dict[str, tuple[int, torch.dtype]] = {}
-        grids = {
-            f"pack_{axis}": self._pack(axis, tiles[axis], entries) for axis in "ij" if kernel.emitted.columns[axis]
-        }
+        tables = [role for role in kernel.emitted.names if role.startswith(("pack_", "split_"))]
+        grids = {role: self._table(role, tiles[role[-1]], entries) for role in tables}
         self._workspaces |= self._parts_of(programs)
         grids["reduce"] = (programs, self.splits, 1)
         if self.splits > 1:
@@ -196,16 +250,18 @@ class TritonLaunch:
         found |= {("batch", n, d): step for n, steps in enumerate(strides) for d, step in enumerate(steps)}
         return found | {("size", -1, d): size for d, size in enumerate(sizes)}
 
-    def _pack(self, axis: str, tiles: int, entries: int) -> tuple[int, int, int]:
-        """A packed table per entry, or one for all where none of what it is made of differs between entries."""
-        kernel = self._kernel
+    def _table(self, role: str, tiles: int, entries: int) -> tuple[int, int, int]:
+        """A table per entry, or one for all where none of what it is made of differs between entries."""
+        kernel, axis = self._kernel, role[-1]
         rows = tiles * {"i": kernel.schedule.block_i, "j": kernel.schedule.block_j}[axis]
-        size = rows * kernel.emitted.columns[axis]
-        read = {p.input for p in kernel.emitted.params[f"pack_{axis}"] if p.role == "data"}
-        same = not any(step for (role, n, _), step in self._scalars.items() if role == "batch" and n in read)
-        self._scalars[f"packed_{axis}_batch", -1, 0] = 0 if same else size
+        table = {"pack": "packed", "split": "operands"}[role[:-2]] + f"_{axis}"
+        size = rows * kernel.emitted.columns[table]
+        read = {p.input for p in kernel.emitted.params[role] if p.role == "data"}
+        same = not any(step for (word, n, _), step in self._scalars.items() if word == "batch" and n in read)
+        self._scalars[f"{table}_batch", -1, 0] = 0 if same else size
         tables = 1 if same else entries
-        self._workspaces[f"packed_{axis}"] = tables * size, torch.float64 if kernel.real == "float64" else torch.float32
+        dtype = kernel.real if role.startswith("pack") else kernel.schedule.operand
+        self._workspaces[table] = tables * size, getattr(torch, dtype)
         return tables * -(-rows // PACK_ROWS), 1, 1
 
     def _parts_of(self, programs: int) -> dict[str, tuple[int, torch.dtype]]:
@@ -231,18 +287,21 @@ class TritonLaunch:
     ) -> None:
         """See Launch. Nothing is waited for; `threads` does not matter here."""
         del threads
-        if interpreted():
-            self._run(args, outputs, pairs, self._interpret)
-        elif self._device.index == _current_device(self._device):
-            self._run(args, outputs, pairs, self._launch)
+        if interpreted() or self._device.index == _current_device(self._device):
+            self._run(args, outputs, pairs)
         else:
             with torch.get_device_module(self._device.type).device(self._device):
-                self._run(args, outputs, pairs, self._launch)
+                self._run(args, outputs, pairs)
 
     def _run(
-        self, args: Sequence[Tensor], outputs: Sequence[Tensor], pairs: Pairs | None, launch: Callable[..., None]
+        self, args: Sequence[Tensor], outputs: Sequence[Tensor], pairs: Pairs | None, far: Tensor | None = None
     ) -> None:
-        tensors: dict[str | int, Tensor | int] = dict(enumerate(args))
+        """With contractions, their kernels first: they tell whether the fallback has to do the work."""
+        launch = self._interpret if interpreted() else self._launch
+        if self._fallback:
+            far = torch.zeros(1, dtype=torch.int32, device=self._device)
+        tensors: dict[str | int, Tensor | int] = dict(enumerate(self._kernel.complete(args)))
+        tensors |= {} if far is None else {"far": far}
         tensors.update(zip(self._outputs, outputs, strict=True))
         steps, workspaces = self._steps, self._workspaces
         if pairs is not None:
@@ -257,6 +316,8 @@ class TritonLaunch:
             for n, key in step.tensors:
                 values[n] = tensors[key]
             launch(step, values)
+        if self._fallback:
+            self._fallback._run(args, outputs, pairs, far)
 
     def _tables(self, pairs: Pairs) -> dict[str | int, Tensor | int]:
         """What the kernels of a pattern take beside the data."""
@@ -305,13 +366,14 @@ def _parts(programs: int, tiles: int, s: GpuSchedule, processors: int) -> tuple[
     """Rows j of a part and the number of parts.
 
     Few blocks of rows i are split to fill the device, with 8 tiles or more in a part; long calls to even out its last
-    wave, with 64 or more (not sorted lists, which each part would have to fill again). A part is a whole number of
-    blocks of sums, and depends on sizes alone: results are the same from run to run.
+    wave, with 64 or more (not sorted lists, which each part would have to fill again); a schedule may ask for a number
+    of parts. A part is a whole number of blocks of sums, and depends on sizes alone: results are the same from run to
+    run.
     """
     wave = -(-processors * _RESIDENT // s.num_warps)
     fill = min(-(-wave // max(1, programs)), tiles // 8)
     even = 1 if s.form == "guarded" else min(-(-_WAVES * wave // max(1, programs)), tiles // 64)
-    splits = min(max(1, fill, even), _MOST_SPLITS) if processors > 1 else 1
+    splits = s.splits or (min(max(1, fill, even), _MOST_SPLITS) if processors > 1 else 1)
     step = max(1, s.block_sum // s.block_j) if tiles // splits * s.block_j >= s.block_sum else 1
     part = max(1, -(-tiles // splits // step) * step)
     return part * s.block_j, max(1, -(-tiles // part))

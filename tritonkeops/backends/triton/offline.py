@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import triton
 from triton.backends.compiler import GPUTarget
 
 from tritonkeops.backends.triton.build import TritonKernel, interpreted
+from tritonkeops.backends.triton.sass import disassemble
 
 _STAGES = {"cuda": ("ttir", "ttgir", "llir", "ptx", "sass"), "hip": ("ttir", "ttgir", "llir", "amdgcn")}
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A compiled kernel: the text (or, for "cubin", the bytes) of each of Triton's stages, by name."""
+    """A compiled kernel: the text (or, for "cubin", the bytes) of each of Triton's stages, by name, and the bytes of
+    shared memory that a launch asks for."""
 
     name: str
     num_warps: int
+    shared: int
     asm: dict[str, str | bytes]
 
 
@@ -36,7 +34,8 @@ def compile_offline(kernel: TritonKernel, device: str, role: str = "reduce", spl
         raise RuntimeError("TRITON_INTERPRET=1 is set: Triton interprets kernels and cannot compile them")
     options = kernel.options(role)
     done = triton.compile(kernel.source(role, split), target=target, options=options)
-    return Compiled(done.metadata.name, options["num_warps"], {stage: done.asm[stage] for stage in done.asm})
+    asm = {stage: done.asm[stage] for stage in done.asm}
+    return Compiled(done.metadata.name, options["num_warps"], done.metadata.shared, asm)
 
 
 def assembly(kernel: TritonKernel, stage: str, device: str) -> str:
@@ -45,28 +44,8 @@ def assembly(kernel: TritonKernel, stage: str, device: str) -> str:
     if stage not in _STAGES[backend]:
         raise ValueError(f"explain: {device} has the stages {', '.join(_STAGES[backend])}; got {stage!r}")
     compiled = compile_offline(kernel, device)
-    text = disassemble(compiled.asm["cubin"]) if stage == "sass" else compiled.asm[stage]
-    assert isinstance(text, str)
-    return text
-
-
-def disassemble(cubin: str | bytes) -> str:
-    """The machine code of a cubin, by the `cuobjdump` that comes with Triton, or one on the PATH."""
-    assert isinstance(cubin, bytes)
-    with tempfile.TemporaryDirectory(prefix="tritonkeops-") as folder:
-        path = Path(folder, "kernel.cubin")
-        path.write_bytes(cubin)
-        done = subprocess.run([cuobjdump(), "-sass", str(path)], capture_output=True, text=True, check=True)
-    return done.stdout
-
-
-def cuobjdump() -> str:
-    """NVIDIA's disassembler. Raises FileNotFoundError."""
-    own = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    found = str(own) if os.access(own, os.X_OK) else shutil.which("cuobjdump")
-    if found is None:
-        raise FileNotFoundError("no cuobjdump: neither in Triton's package nor on the PATH")
-    return found
+    text = compiled.asm["cubin" if stage == "sass" else stage]
+    return text if isinstance(text, str) else disassemble(text)
 
 
 def _target(name: str) -> GPUTarget:

@@ -34,7 +34,7 @@ NAN = 'float("nan")'
 """No constant of the module: a NaN differs from itself, so Triton would find that its value has changed."""
 _ATOM = 9
 _INLINE = 56  # expressions used once and no longer than this are written where they are used
-RESERVED = frozenset([*keyword.kwlist, *dir(builtins), *LIBRARY.values(), "mul_rn", "tl", "triton"])
+RESERVED = frozenset([*keyword.kwlist, *dir(builtins), *LIBRARY.values(), "tl", "triton"])
 LARGEST = {32: 2**31 - 1, 64: 2**63 - 1}
 
 
@@ -72,7 +72,7 @@ Leaf = Callable[[Value], str | None]
 
 
 class Scope:
-    """Statements for values of one function, arguments first.
+    """Statements for values of one function, arguments first. `loaded` holds names for what is read more than once.
 
     `known` holds what other names the function has for values; `leaf` gives the text that reads a value from memory or
     from a variable, or None for one that has to be computed.
@@ -84,6 +84,7 @@ class Scope:
         self.function, self.names, self.types, self.leaf, self.shape = function, names, types, leaf, shape
         self.named: dict[Value, str] = dict(known)
         self.opened: frozenset[Index] = frozenset()
+        self.loaded: dict[object, str] = {}
 
     # Statements -------------------------------------------------------------------------------------------------------
 
@@ -339,6 +340,11 @@ def text_of(position: Position, size: int) -> str:
 def added(a: str, b: str) -> str:
     """The text of a + b, without zeros."""
     return a if b == "0" else b if a == "0" else f"{a} + {b}"
+
+
+def first_of(position: Position) -> int:
+    """The number of a component, or of the first one that a loop stores."""
+    return position if isinstance(position, int) else bounds(position)[0]
 
 
 def by_counter(stores: Iterable[Store]) -> tuple[list[Store], dict[Index, list[Store]]]:

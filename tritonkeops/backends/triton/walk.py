@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Walk:
-    """Lines of text, for indices of the type INDEX.
+    """Lines of text, for indices of the type INDEX, in which [ALONG_I] and [ALONG_J] lay vectors along a tile's axes.
 
     `params` are the parameters that only this kernel has, and `words` the variables that functions may be passed.
     `blocks` is the number of blocks of rows i, and `rows` says which those of a block are, up to `last`; `bounds` is
@@ -34,12 +34,12 @@ class Walk:
 
 
 _BLOCK = (
-    "i = {block} * BLOCK_I + tl.arange(0, BLOCK_I)[None, :]",
+    "i = {block} * BLOCK_I + tl.arange(0, BLOCK_I)[ALONG_I]",
     "row_i = tl.minimum(i, M - 1)  # columns beyond the end repeat the last row",
 )
 _TILE = (
     "row_j = tl.minimum(j + lane, N - 1) if MASKED else j + lane",
-    "rows = (j + lane)[:, None]",
+    "rows = (j + lane)[ALONG_J]",
 )
 _ROW = ("rows = j + u", "row = rows")
 _RANGES = Walk(
@@ -49,7 +49,7 @@ _RANGES = Walk(
     rows=(
         "top = tl.load(table + 4 * block).to(INDEX)",
         "last = top + tl.load(table + 4 * block + 1).to(INDEX)",
-        "i = top + tl.arange(0, BLOCK_I)[None, :]",
+        "i = top + tl.arange(0, BLOCK_I)[ALONG_I]",
         "row_i = tl.minimum(i, last - 1)  # columns beyond the end repeat the last row",
     ),
     last="last",
@@ -60,7 +60,7 @@ _RANGES = Walk(
         "full = tl.maximum(stop // BLOCK_J * BLOCK_J, head)",
     ),
     segments=(("begin // BLOCK_J * BLOCK_J", "head", True), ("head", "full", False), ("full", "stop", True)),
-    tile=(*_TILE, "valid = ((j + lane >= begin) & (j + lane < stop))[:, None]"),
+    tile=(*_TILE, "valid = ((j + lane >= begin) & (j + lane < stop))[ALONG_J]"),
     row=_ROW,
     start="tl.maximum(begin - j, 0) if MASKED else 0",
     stop="stop",
@@ -83,7 +83,7 @@ _BAND = Walk(
     segments=(("begin", "head", True), ("head", "full", False), ("full", "end", True)),
     tile=(
         *_TILE,
-        "valid = ((j + lane)[:, None] >= from_j) & ((j + lane)[:, None] < to_j)",
+        "valid = ((j + lane)[ALONG_J] >= from_j) & ((j + lane)[ALONG_J] < to_j)",
     ),
     row=(*_ROW, "inside = (rows >= from_j) & (rows < to_j)"),
 )
@@ -99,8 +99,8 @@ _LISTS = Walk(
     ),
     segments=(("0", "stop", True),),
     tile=(
-        "valid = (j + lane)[:, None] < count_j",
-        "listed_j = tl.load(listed + (j + lane)[:, None], mask=valid, other=0)",
+        "valid = (j + lane)[ALONG_J] < count_j",
+        "listed_j = tl.load(listed + (j + lane)[ALONG_J], mask=valid, other=0)",
         "row_j = listed_j",
         "rows = listed_j",
     ),
@@ -112,7 +112,7 @@ _LISTS = Walk(
     stop="stop",
 )
 WALKS = {
-    "": Walk(rows=_BLOCK, tile=(*_TILE, "valid = (j + lane < N)[:, None]"), row=_ROW, count="N"),
+    "": Walk(rows=_BLOCK, tile=(*_TILE, "valid = (j + lane < N)[ALONG_J]"), row=_ROW, count="N"),
     "ranges": _RANGES,
     "band": _BAND,
     "lists": _LISTS,

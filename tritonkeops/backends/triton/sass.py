@@ -9,6 +9,8 @@ A loop's *path* is its cheapest way around: branches that lead to more work are 
 such as inserting a neighbour, lies on such a branch: it is in the loop's `body`, not on its path.
 """
 
+from __future__ import annotations
+
 import re
 import shutil
 import subprocess
@@ -20,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-# --- text -----------------------------------------------------------------------------------------------
+# Text -----------------------------------------------------------------------------------------------------------------
 
 
 class Usage(NamedTuple):
@@ -70,7 +72,7 @@ def version_of(name: str) -> str:
     return found[1] if found else text.strip()
 
 
-# --- instructions ---------------------------------------------------------------------------------------
+# Instructions ---------------------------------------------------------------------------------------------------------
 
 # The first kind whose pattern matches the beginning of an instruction. The throughputs of the CUDA programming guide
 # apply to kinds, not to "integer" and "float": FMNMX, FSEL and FSETP run where integer additions run.
@@ -183,7 +185,7 @@ def lanes(code: Iterable[Instruction]) -> dict[str, float]:
     return taken
 
 
-# --- loops ----------------------------------------------------------------------------------------------
+# Loops ----------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ class Loop:
     body: tuple[Instruction, ...]
     own: tuple[Instruction, ...]
 
-    def contains(self, other: "Loop") -> bool:
+    def contains(self, other: Loop) -> bool:
         return other.header != self.header and any(other.header == instruction.address for instruction in self.body)
 
 
@@ -267,8 +269,9 @@ def per_pair(code: Sequence[Instruction], pairs: float, depth: int | None = None
     hot = hot_loop(found)
     if depth not in (None, hot.depth):
         raise ValueError(f"the loop at {hot.header:#x} does most, but it is {hot.depth} deep, not {depth}")
+    on_path = {instruction.address for instruction in hot.path}
     for inner in found:
-        if hot.contains(inner) and inner.trips is None and _arithmetic(inner.body):
+        if hot.contains(inner) and inner.trips is None and inner.header in on_path and _arithmetic(inner.body):
             raise ValueError(f"the loop at {inner.header:#x}, inside the hot loop, has no constant bounds")
     times = executed(hot, found)
     return PerPair(
@@ -280,7 +283,10 @@ def per_pair(code: Sequence[Instruction], pairs: float, depth: int | None = None
 
 def _arithmetic(code: Iterable[Instruction]) -> int:
     kinds = count(code)
-    return sum(kinds[kind] for kind in ("fp32", "fp64", "mufu", "mma"))
+    return sum(kinds[kind] * (_OF_MATRICES if kind == "mma" else 1) for kind in ("fp32", "fp64", "mufu", "mma"))
+
+
+_OF_MATRICES = 100  # a product of matrices does at least as many operations for a thread
 
 
 def _children(loop: Loop, found: Sequence[Loop]) -> list[Loop]:
@@ -293,7 +299,7 @@ def _times(factor: int, times: Counter[Instruction]) -> Counter[Instruction]:
     return Counter({instruction: factor * n for instruction, n in times.items()})
 
 
-# --- control flow ---------------------------------------------------------------------------------------
+# Control flow ---------------------------------------------------------------------------------------------------------
 
 
 def _loop(

@@ -5,7 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from bench.sass import Usage, count, everything, executed, hot_loop, lanes, loops, parse, per_pair, usage
+from tritonkeops.backends.triton import sass
+from tritonkeops.backends.triton.sass import (
+    Usage,
+    count,
+    everything,
+    executed,
+    hot_loop,
+    lanes,
+    loops,
+    parse,
+    per_pair,
+    usage,
+)
 
 LISTINGS = Path(__file__).parent / "listings"
 
@@ -358,5 +370,5 @@ def test_constant_bounds_through_other_predicates():
 
 def test_what_a_kernel_occupies_is_read_from_the_tool(monkeypatch):
     printed = "Function spilled:\n  REG:11 STACK:64 SHARED:1024 LOCAL:8 CONSTANT[0]:548 TEXTURE:0"
-    monkeypatch.setattr("bench.sass._cuobjdump", lambda option, cubin: printed)
+    monkeypatch.setattr(sass, "_cuobjdump", lambda option, cubin: printed)
     assert usage(b"") == Usage(registers=11, spilled=72, shared=1024)
