@@ -299,6 +299,18 @@ def test_threads_do_not_change_results(name, program, run):
             assert torch.equal(x, y)
 
 
+@pytest.mark.parametrize("scheme", ["direct_sum", "block_sum"])
+@pytest.mark.parametrize("name", ["long in, long out", "long softmax", "long distances", "nearest"])
+def test_tiles_take_turns(name, scheme, program, run):
+    """More rows j than a turn has: several tiles of a task, with a last one that is not full, or one a task."""
+    reduction = compiled(program, name)
+    args = values(reduction, 333, 1501)
+    found = run(reduction, args, threads=1, sum_scheme=scheme)
+    check(found, run(reduction, args, "torch"))
+    for x, y in zip(run(reduction, args, threads=50, sum_scheme=scheme), found, strict=True):
+        assert torch.equal(x, y)
+
+
 def test_split_j_in_batches(program, run):
     """Few rows in several batch entries and many columns: parts of j of each entry are merged."""
     reduction = compiled(program, "gaussian of parameter")

@@ -117,6 +117,15 @@ def test_parts_of_j_fill_the_device(eight):
     assert predict(kernel(), "cuda:90", few).pairs_per_second > rates[2], "the launch's own choice"
 
 
+def test_blocks_take_turns_at_tensor_cores():
+    """Products take 8 clocks of a pair, the rest 4 where nothing is hidden, so 8 with 4 warps, and 5.33 with 8."""
+    lanes = {"issue": 4 * 128.0, "tensor": 8 * 1894.0}
+    assert model._clocks(lanes, 1, 4, H200) == 16
+    assert model._clocks(lanes, 1, 8, H200) == pytest.approx(8 + 4 / 0.75)
+    assert model._clocks(lanes, 2, 4, H200) == 8
+    assert model._clocks({"issue": 4 * 128.0}, 1, 4, H200) == 8
+
+
 def test_nothing_to_do_is_done_at_no_rate(eight):
     eight(128)
     for layout in (Layout((), 0, 16), Layout((), 16, 0), Layout((0,), 16, 16)):

@@ -48,7 +48,8 @@ class Call:
 
     @property
     def role(self):
-        return next((role for role in ("pack_i", "pack_j", "split_i", "split_j", "merge") if self.name.endswith(role)), "reduce")
+        others = ("pack_i", "pack_j", "split_i", "split_j", "merge")
+        return next((role for role in others if self.name.endswith(role)), "reduce")
 
     def __getitem__(self, name):
         return self.values[list(self.signature).index(name)]
@@ -283,7 +284,7 @@ def test_order_of_launches(name, roles, calls):
 def test_products_are_launched_before_their_fallback(dtype, calls):
     """All with one flag, that is 0 before; the center of the rows j is an argument that the caller does not give."""
     function = Genred("Exp(-SqDist(x, y)) * b", ["x = Vi(40)", "y = Vj(40)", "b = Vj(9)"], axis=1)
-    args = [torch.ones(3, 600, 40, dtype=dtype), torch.ones(20_000, 40, dtype=dtype), torch.ones(20_000, 9, dtype=dtype)]
+    args = [torch.ones(shape, dtype=dtype) for shape in ((3, 600, 40), (20_000, 40), (20_000, 9))]
     gpu(function, *args)
     roles = [each.role for each in calls]
     weights = ["pack_j"] if dtype == torch.float32 else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -32,7 +31,8 @@ FIRST = CpuSchedule(form="simt", lanes=16, width=16, unroll=4)
 
 @pytest.fixture(autouse=True)
 def measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own, and few candidates."""
+    """A cache of its own, few candidates and few rounds."""
+    monkeypatch.setattr(tuning, "_ENOUGH", 0.0)
     monkeypatch.setenv("TRITONKEOPS_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("TRITONKEOPS_AUTOTUNE", "measure")
     monkeypatch.setattr(tuning, "candidates", lambda first, splits=(): candidates(first, splits)[:3])
@@ -145,7 +145,10 @@ def test_other_sizes_are_measured_anew(measuring: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["version", "threads", "compiler", "default"])
-def test_other_circumstances_are_measured_anew(change: str, measuring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_circumstances_are_measured_anew(
+    change: str, measuring: Path, monkeypatch: pytest.MonkeyPatch, fake_times: Callable[..., list[int]]
+) -> None:
+    fake_times(lambda n: 1.0)
     call()
     if change == "version":
         monkeypatch.setattr(tritonkeops, "__version__", "0.0.0")
@@ -154,11 +157,15 @@ def test_other_circumstances_are_measured_anew(change: str, measuring: Path, mon
         monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     elif change == "compiler":
         monkeypatch.setattr(tuning, "identity", lambda: "another")
-    else:
-        monkeypatch.setattr("tritonkeops.compiler.choose_cpu", lambda *args, **options: FIRST)
+    else:  # one that has the old default among its candidates
+        first = task().first
+        assert isinstance(first, CpuSchedule)
+        twice = replace(first, lanes=2 * first.lanes, width=2 * first.width)
+        assert first in tuning.candidates(twice)
+        monkeypatch.setattr("tritonkeops.compiler.choose_cpu", lambda *args, **options: twice)
     assert task().answer(measured=True) is None
     call()
-    assert len(list(measuring.glob("*.txt"))) == 2
+    assert len([entry for entry in cache.entries() if entry.title.startswith("schedule of")]) == 2
 
 
 SPOILT = [
@@ -190,16 +197,24 @@ def test_a_file_that_was_cut_short_is_ignored(measuring: Path) -> None:
     assert asked.answer(measured=True) is None
 
 
-def test_processes_at_once(measuring: Path) -> None:
-    """They find the same or different answers; what is kept is one of them, whole."""
-    command = [sys.executable, "-m", "tritonkeops", "tune", "SqDist(x,y)", *ALIASES, "--axis", "1"]
-    command += ["--target", "cpu", "--sizes", "300x200"]
-    environment = os.environ | {"PYTHONPATH": str(Path(tritonkeops.__file__).parents[1])}
-    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    told = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
-    (entry,) = [entry for entry in cache.entries() if entry.title.startswith("schedule of")]
-    assert json.loads(entry.path.read_text()) in [asdict(schedule) for schedule in candidates(task().first)]
+SHARING = """
+import sys
+from dataclasses import replace
+from tests.runtime.test_tuning import task
+asked = task()
+mine = replace(asked.first, unroll=asked.first.unroll * int(sys.argv[1]))
+both = [replace(asked.first, unroll=asked.first.unroll * n) for n in (1, 2)]
+for _ in range(200):
+    asked.keep(mine, measured=True)
+    assert asked.answer(measured=True) in both
+"""
+
+
+def test_processes_at_once() -> None:
+    """Two that keep different answers under one key read one of them, whole, at any time."""
+    root = Path(__file__).parents[2]
+    processes = [subprocess.Popen([sys.executable, "-c", SHARING, n], cwd=root) for n in ("1", "2")]
+    assert [process.wait() for process in processes] == [0, 0]
 
 
 # How they are compared ------------------------------------------------------------------------------------------------
@@ -233,7 +248,7 @@ def test_candidates_take_turns_and_the_best_go_on(
     order = fake_times(lambda n: 3.0 - n)
     explore(task(), data())
     assert order[:12] == [0, 1, 2] * 4
-    assert order[12:] == [0, 2] * tuning._MOST_ROUNDS, "the default and the best"
+    assert order[12:] == [0, 2] * 8, "the default and the best"
 
 
 def test_the_best_run_counts(fake_times: Callable[..., list[int]]) -> None:

@@ -255,8 +255,8 @@ def _step(progress: Progress, trial: Trial) -> Trial:
 
 _ROUNDS = {"c": 4, "triton": 1}  # in which all contenders take turns, so that drift hits all alike
 _FINALISTS = 3  # beside the default, which go on for twice as many rounds,
-_MOST_ROUNDS, _ENOUGH = 40, 0.3  # or more of them until so many seconds are over
-_MOST_PAIRS = {"c": 1 << 28, "triton": 1 << 36}  # of a run: longer calls are measured on their first rows
+_MOST_ROUNDS, _ENOUGH = 200, 1.0  # or more of them until so many seconds are over
+_MOST_PAIRS = {"c": 1 << 26, "triton": 1 << 36}  # of a run: longer calls are measured on their first rows
 
 
 def _measured(task: Task, trials: Sequence[Trial], args: Sequence[Tensor], progress: Progress) -> list[Trial]:

@@ -328,7 +328,7 @@ def lower(
     """
     selects = not node.op.float_sum
     if contracted:
-        node = node if selects else contracted.node
+        node = _with_rows(node) if selects else contracted.node
         variables = [*(variables or ()), *([contracted.center] if contracted.center else [])]
     m = TileMath(schedule.unroll_dims, schedule.unroll_places, pattern, contracts=bool(contracted) and not selects)
     used = [x for x in postorder([node]) if isinstance(x, Var)]
@@ -369,6 +369,15 @@ def lower(
         program = arrange(program)
     verify(program)
     return program
+
+
+def _with_rows(node: Reduction) -> Reduction:
+    """Min as Min_ArgMin without its rows: whose value has been found by contraction can then be evaluated directly."""
+    op = node.op.extended
+    if op is None or node.op.guard:
+        return node
+    op = replace(op, outputs=node.op.outputs, finalize=lambda m, acc: [acc.v])
+    return Reduction(op, node.args, node.axis, node.k)
 
 
 def _approximate(

@@ -124,7 +124,8 @@ class GpuSchedule(Schedule):
     In the form "dot", tiles are block_i x block_j, i along the first axis: the products of tensor cores then lie in
     registers row by row, and are reduced over j by shuffles among four threads. Operands of products are numbers of
     the type `operand`, or sums of `parts` such numbers; where sums over j are products too, their operands are sums of
-    `sum_parts` numbers of 11 bits (tf32), or 0: of the type `operand`."""
+    `sum_parts` numbers of 11 bits (tf32), or 0: of the type `operand`. With `descriptors`, tables are read by the unit
+    that copies tensors, where the target has one (TMA); it counts rows with 31 bits."""
 
     block_i: int
     block_j: int
@@ -135,10 +136,11 @@ class GpuSchedule(Schedule):
     operand: str = ""
     parts: int = 0
     sum_parts: int = 0
+    descriptors: bool = False
 
     def __str__(self) -> str:
         words = [f"{self.form}, tiles of {self.block_j} j x {self.block_i} i, {self.num_warps} warps"]
-        words += [word for word in ("packed", "spread", "coarse", "screened") if getattr(self, word)]
+        words += [word for word in ("packed", "spread", "coarse", "screened", "descriptors") if getattr(self, word)]
         words += [f"blocks of {self.block_sum} j"] if self.block_sum else []
         words += [f"{self.registers} registers"] if self.registers else []
         words += [f"{self.num_stages} stages"] if self.num_stages > 1 else []
@@ -240,8 +242,9 @@ _IN_RANGE = 4096.0  # where the caller allows more, or data have few bits: squar
 _FINITE = 1e30
 _MARGIN = 2.0**-14  # of products of two bfloat16 parts
 _SHARED = 220 << 10  # bytes of shared memory for operands
-_TILES = ((128, 128, 8, 2), (64, 128, 4, 2), (64, 64, 4, 2), (64, 64, 4, 1), (64, 32, 4, 1))
+_TILES = ((128, 128, 8, 2), (64, 128, 4, 2), (128, 64, 8, 1), (64, 64, 4, 1), (64, 32, 4, 1))
 """block_i, block_j, warps, and stages of loads."""
+_MOST_REGISTERS = 220  # of a thread, for values
 _STREAMED = 256, 64  # components beyond which operands are loaded a few at a time, and how many
 _OF_SUMS = 256  # rows j: tensor cores cut off what they add, so sums of products stay short
 
@@ -256,13 +259,23 @@ def choose_dot(
     """
     products, weights = [x.dim for x in _products(contracted)], _weights(contracted)
     wide = sum(_power_of_two(n) for n in weights)
-    if 0 < rows <= _UNPACKED or wide > 256 or (max(products, default=0) < _LEAST_COMPONENTS and not weights):
+    several = not node.op.float_sum and node.args[0].dim > 1  # values to select among, each in its own tile
+    short = max(products, default=0) < _LEAST_COMPONENTS and not weights
+    if 0 < rows <= _UNPACKED or wide > 256 or short or several:
         return None
     operand, parts, limit = _operands(node, contracted, data, precision)
     sum_parts = {"highest": 2}.get(precision, 1) if data not in _HALVES else 0 if data == "bfloat16" else 1
-    columns = sum(16 + parts * (_STREAMED[1] if n > _STREAMED[0] else -(-n // 16) * 16) for n in products)
-    height = 64 if 0 < rows <= 64 else 128
-    fitting = [tile for tile in _TILES if tile[0] <= height and _fits(*tile, columns, wide, sum_parts)]
+    height, softmax = 64 if 0 < rows <= 64 else 128, node.op.exponential and wide > 0
+    factors = [_STREAMED[1] if n > _STREAMED[0] else -(-n // 16) * 16 for n in products]
+    left, right = (sum(16 + p * n for n in factors) for p in (parts, 1 if data in _HALVES else parts))
+    row_j = 2 * right + (4 * sum_parts or 2) * wide
+    fitting = [
+        (block_i, block_j, num_warps, num_stages)
+        for block_i, block_j, num_warps, num_stages in _TILES
+        if block_i <= height
+        and 2 * left * block_i + num_stages * row_j * block_j <= _SHARED
+        and _values(block_i, block_j, wide, sum_parts) // (32 * num_warps) + 32 * softmax <= _MOST_REGISTERS
+    ]
     block_i, block_j, num_warps, num_stages = fitting[0] if fitting else _TILES[-1]
     blocks = _OF_SUMS if wide and sum_parts == 2 else 0 if wide else _SUMMED * block_j
     guarded = node.op.guard is not None
@@ -283,6 +296,7 @@ def choose_dot(
         operand=operand,
         parts=parts,
         sum_parts=sum_parts,
+        descriptors=not long and max(products) <= _STREAMED[0] and not (wide and sum_parts > 1),
     )
 
 
@@ -336,16 +350,9 @@ def _in_exponents(node: Reduction) -> bool:
     return True
 
 
-def _fits(
-    block_i: int, block_j: int, num_warps: int, num_stages: int, columns: int, wide: int, sum_parts: int
-) -> bool:
-    """Whether a tile's operands fit into shared memory, and its values into registers: a pair's value, its parts, and
-    the sums of a block and of all blocks."""
-    row_j = 2 * columns + (4 * sum_parts or 2) * wide
-    shared = 2 * columns * block_i + num_stages * block_j * row_j
-    registers = block_i * (block_j * (1 + sum_parts * (wide > 0)) + max(1, sum_parts) * wide) // (32 * num_warps)
-    pipelined = num_stages * block_j * sum_parts * wide // 64  # addresses
-    return shared <= _SHARED and registers + pipelined // 2 <= 240
+def _values(block_i: int, block_j: int, wide: int, sum_parts: int) -> int:
+    """What a tile keeps in registers: the values of pairs, their parts, and the sums of a block and of all blocks."""
+    return block_i * (block_j * (1 + sum_parts * (wide > 0)) + max(1, sum_parts) * wide)
 
 
 def _power_of_two(n: int) -> int:

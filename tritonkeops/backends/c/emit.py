@@ -59,7 +59,7 @@ _RESERVED = frozenset({
     "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed",
     "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "asm",
     "typeof", "unix", "linux", "real", "stride", "Inputs", "Rows", "Acc", "Call", "Task", "Crew", "Scratch", "at_most",
-    "inside", "work", "share", "run", "fold_part", "tiles_of", "open_tile", "whole_task", "split_task", "merge_task",
+    "inside", "work", "share", "run", "fold_tiles", "tiles_of", "open_tile", "whole_task", "split_task", "merge_task",
     "Pattern", "Fold", "fold_blocks", "close_block", "rows_of", "fold_tile", "pattern_task", "clipped", "from",
     "to", "list",
 })  # fmt: skip
@@ -109,9 +109,10 @@ class _Emitter:
             "",
         ]
         lines += [f"typedef {self.real} real;", f"typedef {self.acc} acc_t;", f"typedef int{s.index_bits}_t idx_t;"]
+        columns = max(1, sum(x.dim for x in self.used if x.axis == "j"))
         lines.append(
             f"enum {{ LANES = {s.lanes}, WIDTH = {s.width}, UNROLL = {s.unroll}, BLOCK_J = {s.block_sum}, "
-            f"INPUTS = {len(p.inputs)} }};\n"
+            f"INPUTS = {len(p.inputs)}, COLUMNS = {columns} }};\n"
         )
         return "\n".join(lines)
 
@@ -798,7 +799,8 @@ def _ctype(dtype: str) -> str:
 
 
 def _struct(name: str, comment: str, members: list[str]) -> str:
-    return "\n".join([f"typedef struct {{ /* {comment} */", *(members or ["  char empty;"]), f"}} {name};\n"])
+    aligned = " __attribute__((aligned(64)))" if name != "Inputs" else ""  # vectors do not cross cache lines
+    return "\n".join([f"typedef struct {{ /* {comment} */", *(members or ["  char empty;"]), f"}}{aligned} {name};\n"])
 
 
 def _identifiers(inputs: Sequence[Input]) -> dict[int, str]:

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -341,7 +342,15 @@ class TritonLaunch:
     def _launch(self, step: _Step, values: list[Any]) -> None:
         index = self._device.index or 0
         compiled = self._kernel.compiled(step.role, self.splits > 1, index)
+        if self._kernel.schedule.descriptors:
+            triton.set_allocator(partial(_scratch, self._device))
         compiled[step.grid](*values, stream=driver.active.get_current_stream(index))
+
+
+def _scratch(device: torch.device, size: int, alignment: int, stream: int | None) -> Tensor:
+    """Memory that a kernel asks for itself: where it writes its descriptors. What torch gives is aligned enough."""
+    del alignment, stream
+    return torch.empty(size, dtype=torch.int8, device=device)
 
 
 def _current_device(device: torch.device) -> int:

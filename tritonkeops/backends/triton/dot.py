@@ -7,6 +7,7 @@ loops over what is stored of them are arithmetic on such tensors, with a vector 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -62,7 +63,7 @@ class _DotScope(TileScope):
         self.function.line(f"for {step} in range(0, {product.steps * STREAMED}, {STREAMED}):")
         self.function.depth += 1
         for chunk in product.repeated:
-            left = self.emitter.left(added(step, str(chunk.left)), chunk.width)
+            left = self.emitter.block("left", added(step, str(chunk.left)), chunk.width) + ".T"
             right = self._right(added(step, str(chunk.right)), chunk.width)
             self.function.line(f"{name} = {self.emitter.dot}({left}, {right}, {name})")
         self.function.depth -= 1
@@ -72,9 +73,7 @@ class _DotScope(TileScope):
         key = start, width
         if key not in self.loaded or not start.isdigit():
             name = self.loaded[key] = self.numbered("y")
-            rows = f"tl.arange(0, {width})[:, None]"
-            rows = rows if start == "0" else f"({start} + {rows})"
-            self.function.line(f"{name} = tl.load(right + {rows} * BLOCK_J + lane[None, :])")
+            self.function.line(f"{name} = {self.emitter.block('right', start, width)}")
         return self.loaded[key]
 
     def _sum(self, value: Value) -> None:
@@ -105,11 +104,8 @@ class _DotScope(TileScope):
         key = where, part
         if key not in self.loaded:
             name = self.loaded[key] = self.numbered("v")
-            start = where.start + part * where.width
-            columns = f"tl.arange(0, {where.width})[None, :]"
-            columns = f"({start} + {columns})" if start else columns
-            table = "tile" if where.parts else "right"
-            self.function.line(f"{name} = tl.load({table} + {columns} * BLOCK_J + lane[:, None])")
+            table, start = "tile" if where.parts else "right", str(where.start + part * where.width)
+            self.function.line(f"{name} = {self.emitter.block(table, start, where.width)}.T")
         return self.loaded[key]
 
 
@@ -119,6 +115,14 @@ _READ = {"dot": 0, "dot_j": 1}
 
 def _read(value: Value) -> Sequence[Value]:
     return value.args[: _READ.get(value.op, len(value.args))]
+
+
+_TABLES = {
+    "left": ("operands_i", "OPERANDS_I", "left"),
+    "right": ("operands_j", "OPERANDS_J", "operands_j"),
+    "tile": ("weights_j", "COLUMNS_J", "packed_j"),
+}
+"""Of each pointer to a table: what a descriptor of the table is called, its columns, and where it begins."""
 
 
 def _accumulates(value: Value) -> bool:
@@ -138,6 +142,7 @@ class DotEmitter(Emitter):
         approximate = [store.value for store in program.update] if not program.guard else []
         approximate += [program.screen] if program.screen else []
         self.operand, self.vectors = f"tl.{s.operand}", frozenset[Index]()
+        self.descriptors: dict[tuple[str, int], str] = {}
         self.dot = "dot_bf16" if s.operand == "bfloat16" else "tl.dot"
         self.folded = [*approximate, *self._direct()]
         self.operands = {axis: Table() for axis in "ij"}
@@ -180,10 +185,28 @@ class DotEmitter(Emitter):
         found = {(chunk.left, chunk.width): chunk for product in self.products.values() for chunk in product.chunks}
         return list(found.values())
 
-    def left(self, start: str, width: int) -> str:
-        columns = f"tl.arange(0, {width})[None, :]"
-        columns = columns if start == "0" else f"({start} + {columns})"
-        return f"tl.load(left + {columns} * BLOCK_I + col)"
+    def block(self, table: str, start: str, width: int) -> str:
+        """Columns of a table for a tile, (width, rows): of "right" or "tile" for its rows j, of "left" for rows i."""
+        rows = "col.T" if table == "left" else "lane[None, :]"
+        length = "BLOCK_I" if table == "left" else "BLOCK_J"
+        if not self.schedule.descriptors:
+            columns = f"tl.arange(0, {width})[:, None]"
+            return f"tl.load({table} + {columns if start == '0' else f'({start} + {columns})'} * {length} + {rows})"
+        name = self.descriptors.setdefault((table, width), "")
+        if not name:
+            name = self.descriptors[table, width] = self.names.claim(f"{_TABLES[table][0]}_{width}")
+        top = "" if table == "left" else f"j // BLOCK_J * {_TABLES[table][1]}"
+        return f"{name}.load([{added(top or '0', start)}, 0])"
+
+    def _describe(self, f: Function) -> None:
+        """The descriptors of tables, by the widths of blocks that are read of them."""
+        for (table, width), name in self.descriptors.items():
+            _, columns, pointer = _TABLES[table]
+            length, tiles = ("BLOCK_I", "") if table == "left" else ("BLOCK_J", "tl.cdiv(N, BLOCK_J) * ")
+            f.line(
+                f"{name} = tl.make_tensor_descriptor({pointer}, [{tiles}{columns}, {length}], [{length}, 1], "
+                f"[{width}, {length}])"
+            )
 
     def _wide_pieces(self) -> dict[tuple[str, int], int]:
         found = {}
@@ -266,13 +289,13 @@ class DotEmitter(Emitter):
         assert self.program.sizes
         extent = self.program.sizes["ij".index(axis)]
         scope.require([extent])
-        f.line(f"is_far = ~({scope.expr(extent, 2)} <= {self.program.limit!r})")
-        f.line("tl.atomic_max(far, tl.max(is_far.to(tl.int32)))")
+        f.line(f"is_far = ~({scope.expr(extent, 5)} + tl.zeros([{PACK_ROWS}], tl.float32) <= {self.program.limit!r})")
         for value, k, starts in table.values:
             self._write_parts(scope, value, k, starts, size)
         if axis == "j" and not self.schedule.sum_parts:
             for value, where in self.weights.items():
                 self._write_parts(scope, value, next(iter(value.indices)), [[where.start]], size)
+        f.line("tl.atomic_max(far, tl.max(is_far.to(tl.int32)))")
         for first, stop in _runs(table.ones):
             self._fill(f, first, stop, "1.0", size)
         for first, stop in _runs(table.zeros):
@@ -285,6 +308,8 @@ class DotEmitter(Emitter):
             scope.open(k)
         scope.require([value])
         f.line(f"rest = {scope.expr(value)} + tl.zeros([{PACK_ROWS}], tl.float32)")
+        if k and self.operand == "tl.float16":
+            f.line(f"is_far |= ~(tl.abs(rest) <= {self._most()!r})")
         for n, columns in enumerate(starts):
             f.line(f"high = rest.to({self.operand})")
             for column in columns:
@@ -293,6 +318,11 @@ class DotEmitter(Emitter):
                 f.line("rest -= high.to(tl.float32)")
         if k:
             scope.close(k)
+
+    def _most(self) -> float:
+        """The largest component of a factor in float16: of x y, with a small scale beside x, y may be out of range and
+        x too small to keep its digits although their product is of moderate size."""
+        return 4 * math.sqrt(self.program.limit)
 
     def _fill(self, f: Function, first: int, stop: int, number: str, size: str) -> None:
         f.line(f"for k in range({first}, {stop}):")
@@ -326,11 +356,17 @@ class DotEmitter(Emitter):
         f.line(f"left = operands_i + {batch}block.to(tl.int64) * OPERANDS_I * BLOCK_I")
         f.line(self.tile.columns)
         for (start, width), name in self.left_names.items():
-            f.line(f"{name} = {self.left(str(start), width)}")
+            columns = f"tl.arange(0, {width})[None, :]"
+            columns = f"({start} + {columns})" if start else columns
+            f.line(f"{name} = tl.load(left + {columns} * BLOCK_I + col)")
         return f
 
+    def _reduce(self, body: Function) -> Function:
+        self._describe(body)
+        return super()._reduce(body)
+
     def _passed(self, f: Function, words: Sequence[str]) -> list[str]:  # type: ignore[override]
-        lefts = [name for name in self.left_names.values() if f.uses(name)]
+        lefts = [name for name in (*self.left_names.values(), *self.descriptors.values()) if f.uses(name)]
         return [*lefts, *super()._passed(f, [*words, "left"])]
 
     def _guarded(self, f: Function, scope: TileScope) -> None:

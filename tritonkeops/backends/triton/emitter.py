@@ -11,6 +11,7 @@ read, and to be what a Triton author would write.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -210,7 +211,8 @@ class Emitter:
         self.row_names: dict[Value, str] = {}
         made = repr((program.title, str(self.schedule), dtype, dtype_acc, batch_dims)) + program.pattern
         digest = hashlib.sha256(made.encode())
-        self.stem = f"{program.title.partition('_Reduction')[0].lower()}_{digest.hexdigest()[:8]}"
+        word = re.search(r"(\w+)_Reduction", program.title)
+        self.stem = f"{word[1].lower() if word else 'reduction'}_{digest.hexdigest()[:8]}"
 
     # What is where ----------------------------------------------------------------------------------------------------
 

@@ -1,16 +1,19 @@
 """How many pairs per second a kernel will do on a GPU that need not be there, from its machine code.
 
-    pairs per second = bound x hidden x filled
+Blocks are dealt evenly to the multiprocessors, and the one that gets most of them sets the time: it holds as many at a
+time as registers, shared memory and warps allow. Rows beyond the ends of i and j are work for nothing. While a
+multiprocessor holds so many blocks, a pair takes the longest of
 
-- *bound*: the unit that a pair keeps busy longest, on all multiprocessors at the highest clock.
-- *hidden*: a warp by itself can issue in about half of the clocks, as it waits for results of its own in the others. Of
-  w warps that share a scheduler none can in (1/2)^w of them. Registers, shared memory and warps say how many there are.
-- *filled*: blocks are dealt evenly to the multiprocessors, and the one that gets most of them sets the time; rows
-  beyond the ends of i and j are work for nothing.
+- the clocks of tensor cores;
+- those of the busiest other unit, over the part of them in which there is something to issue: a warp by itself can
+  issue in about half of them, as it waits for results of its own in the others, and of w warps that share a scheduler
+  none can in (1/2)^w of them;
+- the two together, over the blocks: a block waits for its products, and the others use that time.
 
-The half is an estimate. What the model leaves out: caches and memory bandwidth, branches that are rarely taken
-(insertions into sorted lists), what happens before and after the loop, the merge of parts of j, clocks under load. It
-ranks schedules of one formula, which mostly have these in common, and says little of the time of a short call.
+The half is an estimate, not compared with times yet. What the model leaves out: caches and memory bandwidth, branches
+that are rarely taken (insertions into sorted lists), what happens before and after the loop, the merge of parts of j,
+clocks under load. It ranks schedules of one formula, which mostly have these in common, and says little of the time of
+a short call.
 """
 
 from __future__ import annotations
@@ -88,10 +91,11 @@ def predict(kernel: TritonKernel, target: str, layout: Layout) -> Prediction:
     """
     device, num_warps = DEVICES[target], kernel.schedule.num_warps
     per_pair, used = counted(kernel, target)
-    most, pipe = bound(per_pair.lanes, device)
     blocks = resident(used, num_warps, device)
-    filled = _filled(kernel, layout, blocks, device) if blocks else 0.0
-    return Prediction(per_pair, used, blocks, blocks * num_warps / device.warps, most * filled, pipe)
+    clocks = _clocks_of_a_call(kernel, layout, per_pair.lanes, blocks, device) if blocks else 0.0
+    pairs = math.prod(layout.batch) * layout.rows * layout.cols
+    rate = pairs * device.hertz / clocks if clocks else 0.0
+    return Prediction(per_pair, used, blocks, blocks * num_warps / device.warps, rate, bound(per_pair.lanes, device)[1])
 
 
 def counted(kernel: TritonKernel, target: str) -> tuple[PerPair, Usage]:
@@ -131,18 +135,21 @@ def hidden(warps: float) -> float:
     return 1 - math.pow(1 - _READY, warps / _SCHEDULERS)
 
 
-def _filled(kernel: TritonKernel, layout: Layout, blocks: int, device: Device) -> float:
-    """Which part of the bound a call reaches, by its sizes and the blocks that are resident."""
+def _clocks_of_a_call(
+    kernel: TritonKernel, layout: Layout, lanes: dict[str, float], blocks: int, device: Device
+) -> float:
+    """Of the multiprocessor that gets most, with so many blocks at a time."""
     s = kernel.schedule
     programs, _, splits = kernel.parts(layout, device.multiprocessors)
-    most = -(-programs * splits // device.multiprocessors)
-    whole, rest = divmod(most, blocks)
-    clocks = whole * blocks / hidden(blocks * s.num_warps)
-    clocks += rest / hidden(rest * s.num_warps) if rest else 0
-    useful = _whole(layout.rows, s.block_i) * _whole(layout.cols, s.block_j)
-    return useful * programs * splits / device.multiprocessors / clocks if clocks else 0.0
+    whole, rest = divmod(-(-programs * splits // device.multiprocessors), blocks)
+    pairs = s.block_i * -(-layout.cols // s.block_j) * s.block_j / splits  # of a block
+    clocks = whole * blocks * _clocks(lanes, blocks, s.num_warps, device)
+    return pairs * (clocks + (rest * _clocks(lanes, rest, s.num_warps, device) if rest else 0))
 
 
-def _whole(rows: int, block: int) -> float:
-    """The part of the rows of whole blocks that there are."""
-    return rows / (-(-rows // block) * block) if rows else 0.0
+def _clocks(lanes: dict[str, float], blocks: int, num_warps: int, device: Device) -> float:
+    """Of a pair, on a multiprocessor that holds so many blocks."""
+    busy = {pipe: taken / device.lanes[pipe] for pipe, taken in lanes.items()}
+    products = busy.pop("tensor", 0.0)
+    others = max(busy.values()) / hidden(blocks * num_warps)
+    return max(products, others, (products + others) / blocks)
