@@ -22,7 +22,10 @@ from tritonkeops.formula.ir import Operator, ReductionOp, words
 if TYPE_CHECKING:
     from tritonkeops.torch import Genred
 
-_EMIT = ("ast", "formula", "simplified", "tile", "c", "triton", "ttir", "ttgir", "llir", "ptx", "sass", "amdgcn")
+_EMIT = (
+    "ast", "formula", "simplified", "contracted", "tile", "c", "triton", "ttir", "ttgir", "llir", "ptx", "sass",
+    "amdgcn",
+)  # fmt: skip
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 _DESCRIPTION = """\
 A compiler from KeOps formulas to fused kernels.

@@ -1,7 +1,9 @@
 """The pipeline, from a formula to a kernel. Start here.
 
 text --parse--> AST --infer--> formula IR --differentiate, expand, simplify, factor--> formula IR
-     --choose schedule, lower--> tile IR --emit--> C or Triton --build--> kernel
+     --contract, choose schedule, lower--> tile IR --emit--> C or Triton --build--> kernel
+
+Contractions (products of matrices) are for GPUs and long vectors; `Program.contracted` decides.
 """
 
 from __future__ import annotations
@@ -264,13 +266,13 @@ def _wanted(listed: str) -> frozenset[str]:
 
 MACHINE_STAGES = ("ttir", "ttgir", "llir", "ptx", "sass", "amdgcn")
 _DEVICES = {"amdgcn": "hip:gfx942"}
-STAGES = ("ast", "formula", "simplified", "tile", "c", "triton", *MACHINE_STAGES)
+STAGES = ("ast", "formula", "simplified", "contracted", "tile", "c", "triton", *MACHINE_STAGES)
 
 
 def explain(program: Program, stage: str, target: Target, device: str | None = None) -> str:
-    """The text of a stage: "ast", "formula" (as written), "simplified", "tile", "c" or "triton" ("source" is the one of
-    the target's back end), and what Triton makes of the main kernel for a device that need not be there, such as
-    "cuda:90" (the default): "ttir", "ttgir", "llir", then "ptx" and "sass", or "amdgcn".
+    """The text of a stage: "ast", "formula" (as written), "simplified", "contracted" (for tensor cores), "tile", "c" or
+    "triton" ("source" is the one of the target's back end), and what Triton makes of the main kernel for a device that
+    need not be there, such as "cuda:90" (the default): "ttir", "ttgir", "llir", then "ptx" and "sass", or "amdgcn".
 
     Raises ValueError for any other stage or device.
     """
@@ -278,6 +280,7 @@ def explain(program: Program, stage: str, target: Target, device: str | None = N
         "ast": lambda: "\n".join(map(ast.show, program.typed.trees)) + "\n",
         "formula": lambda: show(program.typed.root),
         "simplified": lambda: show(program.reduction),
+        "contracted": lambda: _contracted_text(program, replace(target, backend="triton")),
         "tile": lambda: show_tile(program.tile(target)),
         "c": lambda: program.source(replace(target, backend="c")),
         "triton": lambda: program.source(replace(target, backend="triton")),
@@ -289,6 +292,14 @@ def explain(program: Program, stage: str, target: Target, device: str | None = N
     if stage not in stages:
         raise ValueError(f"explain: expected one of {', '.join(STAGES)}; got {stage!r}")
     return stages[stage]()
+
+
+def _contracted_text(program: Program, target: Target) -> str:
+    contracted = program.contracted(target)
+    if contracted is None:
+        return "// no contractions\n"
+    center = f"// center: near {spell(contracted.center_of)}\n" if contracted.center_of else ""
+    return center + show(contracted.node)
 
 
 def _machine_text(program: Program, stage: str, target: Target, device: str) -> str:

@@ -74,6 +74,8 @@ WHOLE: tuple[What, ...] = (
     ("b-SqDist(x,y)", "LogSumExp"),
     ("-SqDist(x,y)", "SumSoftMaxWeight", 1, 0, "v"),
     ("-SqDist(x,y)", "SumSoftMaxWeight", 1, 0, "x-y"),
+    ("-SqDist(x,y)", "SumSoftMaxWeight_LogSumExp", 1, 0, "-2*(x-y)"),
+    ("-SqDist(x,y)", "SumSoftMaxWeight_LogSumExp", 1, 0, "v"),
     ("SqDist(x,y)", "Min"),
     ("SqNorm2(MatVecMult(S,x-y))", "KMin", 1, 3),
 )  # fmt: skip

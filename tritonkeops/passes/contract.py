@@ -40,7 +40,7 @@ from tritonkeops.operators.elementwise import (
     Square,
     Subtract,
 )
-from tritonkeops.operators.reductions import SoftMax, SumSoftMaxWeight
+from tritonkeops.operators.reductions import SoftMax, SumSoftMaxWeight, SumSoftMaxWeight_LogSumExp
 from tritonkeops.operators.vector import Concat, Elem, Extract, MatVecMult, Sum, SumT, VecMatMult
 from tritonkeops.passes.product import Product, product_of
 from tritonkeops.passes.simplify import simplify, strict
@@ -424,7 +424,7 @@ class _Contraction:
         """The reduction with its last formula as p * V, p a scalar and V a vector of the reduced axis."""
         node, before, self.visits = self.node, self.center_of, 0
         *others, term = node.args
-        averages = node.op in _AVERAGES and len(term.axes) == 2
+        averages = node.op in _AVERAGES and len(term.axes) == 2 and others[0].dim == 1
         total = self._summed(term) if term.dim > 1 and (node.op.linear or averages) else None
         columns = sorted(self.columns, key=lambda column: -column.dim)
         length = sum(column.dim for column in columns)
@@ -434,19 +434,17 @@ class _Contraction:
         assert self.weight
         vectors = functools.reduce(Concat, columns)
         last = vectors if averages else substitute(self.weight, values) * vectors
-        value = substitute(total, self._parts(columns, Reduced(length, node.axes)))
+        args = [*(substitute(other, values) for other in others), last]
+        reduced = Reduced(node.op.value_dim(args, node.k), node.axes)  # with the logarithm, where there is one
+        value = substitute(total, self._parts(columns, reduced))
+        value = value if reduced.dim == length else Concat(value, _part(reduced, length, reduced.dim - length))
         result = simplify(substitute(node.result or node.reduced, {node.reduced: value}))
-        return Reduction(node.op, [*(substitute(other, values) for other in others), last], node.axis, node.k, result)
+        return Reduction(node.op, args, node.axis, node.k, result)
 
     def _parts(self, columns: Sequence[Node], reduced: Reduced) -> dict[Node, Node]:
         """What the sums of columns are in the value reduced."""
-        if len(columns) == 1:
-            return {self.columns[columns[0]]: reduced}
         starts = itertools.accumulate((column.dim for column in columns), initial=0)
-        return {
-            self.columns[c]: Extract(reduced, start, c.dim) if c.dim > 1 else Elem(reduced, start)
-            for c, start in zip(columns, starts, strict=False)
-        }
+        return {self.columns[c]: _part(reduced, start, c.dim) for c, start in zip(columns, starts, strict=False)}
 
     def _summed(self, term: Node) -> Node | None:
         """What the sum of a term is, in sums of columns times the weight, the same for all."""
@@ -490,7 +488,13 @@ class _Contraction:
         return self.columns.setdefault(column, Var(-1 - len(self.columns), column.dim, category, "sum'"))
 
 
-_AVERAGES = [op for word in (SumSoftMaxWeight, SoftMax) for op in (word, word.base2)]
+_AVERAGES = [op for word in (SumSoftMaxWeight, SoftMax, SumSoftMaxWeight_LogSumExp) for op in (word, word.base2)]
+
+
+def _part(vector: Node, start: int, dim: int) -> Node:
+    if dim == vector.dim:
+        return vector
+    return Extract(vector, start, dim) if dim > 1 else Elem(vector, start)
 
 
 def _bounded(node: Node) -> bool:

@@ -83,9 +83,10 @@ class GenredBase:
     def explain(self, stage: str = "c", dtype: str = "float32", target: str | None = None) -> str:
         """The text of a stage of compilation, for data of a dtype and many rows.
 
-        `stage` is "ast", "formula", "simplified", "tile" (for the CPU, or for a GPU with a `target`), "c", "triton"; or
-        what Triton makes of the main kernel for a `target` ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942"; no such
-        device need be there): "ttir", "ttgir", "llir", "ptx", "sass", "amdgcn". Raises ValueError for any other.
+        `stage` is "ast", "formula", "simplified", "contracted" (for tensor cores), "tile" (for the CPU, or for a GPU
+        with a `target`), "c", "triton"; or what Triton makes of the main kernel for a `target` ("cuda:80", "cuda:90",
+        "cuda:100", "hip:gfx942"; no such device need be there): "ttir", "ttgir", "llir", "ptx", "sass", "amdgcn".
+        Raises ValueError for any other.
         """
         how = self._call.how
         if dtype not in DTYPES:
