@@ -41,7 +41,7 @@ from tritonkeops.passes.simplify import simplify
 from tritonkeops.tile.ir import TileProgram
 from tritonkeops.tile.ir import show as show_tile
 from tritonkeops.tile.lower import lower
-from tritonkeops.tile.schedule import GpuSchedule, Schedule, choose_cpu, choose_dot, choose_gpu
+from tritonkeops.tile.schedule import SHARED, GpuSchedule, Schedule, choose_cpu, choose_dot, choose_gpu
 
 if TYPE_CHECKING:
     from tritonkeops.backends.triton.build import TritonKernel
@@ -56,7 +56,8 @@ class Target:
 
     `few_rows` > 0: at most so many rows i; `long`: indices that 31 bits do not hold; `batch_dims`: batch dimensions
     left when neighbours are joined (Triton only); `pattern`: which pairs count, "ranges", "band" or "lists" of them, or
-    "" for all; `precision`: how products of float32 may be computed, "direct" for no contractions at all.
+    "" for all; `precision`: how products of float32 may be computed, "direct" for no contractions at all; `shared`:
+    bytes of shared memory that a block may have.
     """
 
     dtype: str = "float32"
@@ -68,6 +69,7 @@ class Target:
     batch_dims: int = 0
     pattern: str = ""
     precision: str = "highest"
+    shared: int = SHARED
 
     @property
     def arithmetic(self) -> str:
@@ -110,7 +112,7 @@ class Program:
             node = in_base_2(node)
         if schedule is None or schedule.form == "dot":
             contracted = self.contracted(target)
-            by_products = contracted and (schedule or _choose_dot(node, contracted.node, target))
+            by_products = contracted and (schedule or _choose_dot(node, contracted, target))
             if contracted and by_products:
                 title = spell(self.typed.root)
                 return lower(node, by_products, self.variables, title, target.pattern, contracted)
@@ -176,7 +178,7 @@ class Program:
         fusion = target.sum_scheme != "kahan_scheme"
         contracted = self.contracted(target) if program.sizes else None
         fallback = self.tile(replace(target, precision="direct")) if contracted else None
-        point = contracted and contracted.center_of
+        point = contracted.center_of if contracted and contracted.center else None
         center = Center(point, tuple(variables(point))) if point else None
         kernel = TritonKernel(
             program, target.dtype, target.dtype_acc, target.batch_dims, fusion, fallback=fallback, center=center
@@ -223,12 +225,12 @@ def _uncentered(contracted: Contracted) -> Contracted:
 
     node, sizes = rewrite(contracted.node, rule), [rewrite(size, rule) for size in contracted.sizes]
     assert isinstance(node, Reduction)
-    return Contracted(node, None, None, (sizes[0], sizes[1]))
+    return Contracted(node, None, contracted.center_of, (sizes[0], sizes[1]))
 
 
-def _choose_dot(node: Reduction, contracted: Reduction, target: Target) -> GpuSchedule | None:
+def _choose_dot(node: Reduction, contracted: Contracted, target: Target) -> GpuSchedule | None:
     return choose_dot(
-        node, contracted, target.dtype, target.precision, target.sum_scheme, target.few_rows, target.long
+        node, contracted, target.dtype, target.precision, target.sum_scheme, target.few_rows, target.long, target.shared
     )
 
 
@@ -298,7 +300,8 @@ def _contracted_text(program: Program, target: Target) -> str:
     contracted = program.contracted(target)
     if contracted is None:
         return "// no contractions\n"
-    center = f"// center: near {spell(contracted.center_of)}\n" if contracted.center_of else ""
+    point = contracted.center_of if contracted.center else None
+    center = f"// center: near {spell(point)}\n" if point else ""
     return center + show(contracted.node)
 
 

@@ -55,6 +55,12 @@ def test_smaller_devices_hold_less():
     assert resident(Usage(32, 0, 120 << 10), 4, DEVICES["cuda:89"]) == 0
 
 
+def test_a_block_may_ask_for_what_the_driver_leaves():
+    """As `shared_memory_per_block_optin` of these devices says."""
+    found = {name: device.block_shared for name, device in DEVICES.items()}
+    assert (found["cuda:80"], found["cuda:89"], found["cuda:90"]) == (166912, 101376, 232448)
+
+
 def test_more_warps_hide_more():
     assert hidden(0) == 0 and hidden(4) == 0.5 and hidden(8) == 0.75
     assert hidden(16) < hidden(32) < 1

@@ -13,11 +13,13 @@ from tritonkeops.tile.schedule import GpuSchedule
 FORMULAS = {
     "simt": ("Exp(-SqDist(x,y))*b", 3, "Sum", 0),
     "looped": ("Exp(-SqDist(x,y))*b", 20, "LogSumExp", 0),
+    "dot": ("Exp(-SqDist(x,y))*b", 20, "Sum", 0),
     "guarded": ("SqDist(x,y)+b", 3, "KMin_ArgKMin", 3),
 }
 SMALL = {
     "simt": {"block_i": 64, "block_j": 16, "num_warps": 2},
     "looped": {"block_i": 64, "block_j": 16, "num_warps": 2},
+    "dot": {"block_i": 64, "block_j": 64, "num_warps": 4},
     "guarded": {"block_i": 32, "block_j": 16, "num_warps": 1},
 }
 
@@ -28,7 +30,8 @@ def test_results_on_candidates_are_the_same(form, program, run):
     made = program(formula, [f"x=Vi({dim})", f"y=Vj({dim})", "b=Vj(1)"], op, k=k)
     generator = torch.Generator().manual_seed(0)
     args = [torch.rand(n, d, generator=generator) for n, d in ((70, dim), (90, dim), (90, 1))]
-    first = made.tile(Target(backend="triton")).schedule
+    precision = "highest" if form == "dot" else "direct"
+    first = made.tile(Target(backend="triton", precision=precision)).schedule
     assert first.form == form
     first = replace(first, **SMALL[form], block_sum=64 if first.block_sum else 0)
     expected = run(made, args, "torch")

@@ -12,8 +12,9 @@ class Contracted:
     """A reduction in terms of contractions, of its variables and of `center`.
 
     `center` is a hidden parameter, the last variable: any value is right, and the best is amid the values of
-    `center_of`, a formula of the reduced axis. The rounding error of each pair value that became an inner product is at
-    most about eps times the sum of `sizes`, scalar formulas of the kept and of the reduced axis.
+    `center_of`, a formula of the reduced axis, which is known where differences became inner products. The rounding
+    error of each pair value that became an inner product is at most about eps times the sum of `sizes`, scalar formulas
+    of the kept and of the reduced axis.
     """
 
     node: Reduction

@@ -301,11 +301,6 @@ class _Contraction:
         length = sum(term.dim for term in form.terms if term.mixed)
         return length >= self.least and (length > 1 or (length == 1 and form.cancels))
 
-    def _alone(self, user: Apply, operand: Node) -> bool:
-        """Whether the other operand leaves absolute errors harmless."""
-        others = [arg for arg in user.args if arg is not operand]
-        return len(others) == 1 and _bounded(others[0])
-
     def _measure(self, form: _Form) -> None:
         """Note the magnitudes of terms; |a b| is at most (|a|^2 + |b|^2) / 2."""
         for term in form.terms:
@@ -344,6 +339,11 @@ class _Contraction:
             linear = user.op is Mult or operand is user.args[0]
             return harmless if linear and self._alone(user, operand) else min(harmless, _RELATIVE)
         return min(harmless, _RELATIVE) if user.op in (Square, Inv, Sqrt, Rsqrt, Pow) else _EXACT
+
+    def _alone(self, user: Apply, operand: Node) -> bool:
+        """Whether the other operand leaves absolute errors harmless."""
+        others = [arg for arg in user.args if arg is not operand]
+        return len(others) == 1 and _bounded(others[0])
 
     # Forms: a pair value as a sum of products, or None
 
@@ -434,7 +434,7 @@ class _Contraction:
         assert self.weight
         vectors = functools.reduce(Concat, columns)
         last = vectors if averages else substitute(self.weight, values) * vectors
-        args = [*(substitute(other, values) for other in others), last]
+        args = (*(substitute(other, values) for other in others), last)
         reduced = Reduced(node.op.value_dim(args, node.k), node.axes)  # with the logarithm, where there is one
         value = substitute(total, self._parts(columns, reduced))
         value = value if reduced.dim == length else Concat(value, _part(reduced, length, reduced.dim - length))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from tritonkeops.backends.c.build import no_compiler
 from tritonkeops.backends.kernel import Layout
 from tritonkeops.compiler import Program
-from tritonkeops.runtime.call import GPUS, HALVES, Caller
+from tritonkeops.runtime.call import GPUS, HALVES, Caller, shared_memory
 from tritonkeops.runtime.report import Report
 from tritonkeops.runtime.tuning import Task, at_hand, find
 
@@ -47,10 +47,21 @@ def tune(caller: Caller, dtype: str, M: int, N: int, there: Place, mode: str) ->
     layout = Layout((), rows, cols)
     target = caller.how.target(dtype, layout, backend, program.reduction.dim if backend == "triton" else 1)
     _check(there, mode, dtype)
+    if backend == "triton":
+        target = replace(target, shared=_shared_memory(there))
     task = Task(program, target, layout, there.where, there.device)
     args = None if mode == "static" or there.device is None else _arguments(program, M, N, dtype, there.device)
     trials, chosen = find(task, args)
     return Report(task, trials, chosen)
+
+
+def _shared_memory(there: Place) -> int:
+    """Bytes of it that a block may have."""
+    if there.device is not None:
+        return shared_memory(there.device)
+    from tritonkeops.backends.triton.predict import DEVICES  # imports Triton, which CPUs do not need
+
+    return DEVICES[there.where].block_shared
 
 
 def _check(there: Place, mode: str, dtype: str) -> None:

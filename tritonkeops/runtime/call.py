@@ -6,6 +6,7 @@ looks it up and runs.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from tritonkeops.compiler import Program, Target
 from tritonkeops.formula.ir import Var
 from tritonkeops.runtime import tuning
 from tritonkeops.runtime.pattern import Pattern
+from tritonkeops.tile.schedule import SHARED
 
 _BACKENDS = (
     "auto",
@@ -238,6 +240,7 @@ class Caller:
         if engine == "triton":
             sizes, _ = collapse(layout, args, [2 if var.axes else 1 for var in variables])
             target = self.how.target(dtype, layout, "triton", self.program.reduction.dim, len(sizes))
+            target = replace(target, shared=shared_memory(args[0].device))
         launch = tuning.launch(self.program, replace(target, pattern=form), args, layout)
         return Plan(launch, layout, tuple(reshape), copies, self._shape(layout), self._dtypes(args[0].dtype), extents)
 
@@ -275,6 +278,15 @@ def _elsewhere(args: Sequence[Tensor], backend: str, device_id: int) -> torch.de
     if kind is None:
         raise RuntimeError(f"backend={backend!r}: torch finds no GPU; use 'auto' or 'CPU'")
     return torch.device(kind, device_id if device_id >= 0 else torch.get_device_module(kind).current_device())
+
+
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of it that a block may have; the interpreter takes any tile."""
+    if device.type == "cpu":
+        return SHARED
+    properties = torch.get_device_module(device.type).get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", 1 << 16))
 
 
 def describe(var: Var) -> str:

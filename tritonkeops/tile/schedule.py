@@ -7,6 +7,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from tritonkeops.formula.contracted import Contracted
 from tritonkeops.formula.ir import Apply, Node, Reduction, Var, postorder
 
 
@@ -88,14 +89,22 @@ def choose_cpu(
     width, fields = vector_bytes() // itemsize, node.op.fields([arg.dim for arg in node.args], node.k)
     if node.op.guard:
         form, lanes, step, unroll = "guarded", width, width, 12 if looped else 8
-    elif looped:
+    elif looped and _long_inside(node):
         form, lanes, step, unroll = "dot", 4 * width, width, 10
+    elif looped:
+        form, lanes, step, unroll = "dot", 4 * width, 4 * width, 4
     else:  # LogSumExp rescales once per tile of j
         form, lanes, step, unroll = "simt", 4 * width, 4 * width, 8 if node.op.float_sum and len(fields) > 1 else 4
     if 0 < rows <= width:
         lanes = step = width
     unroll = min(unroll, max(1, _MOST_STATEMENTS // _statements(node)))
     return CpuSchedule(form=form, lanes=lanes, width=step, unroll=unroll, block_sum=blocks, index_bits=bits)
+
+
+def _long_inside(node: Reduction) -> bool:
+    """Whether pairs have long vectors on the way to the values that are reduced."""
+    pairs = (x for x in postorder(node.args) if x.axes == frozenset("ij") and x not in node.args)
+    return any(x.dim > Schedule.unroll_dims for x in pairs)
 
 
 _MOST_STATEMENTS = 500  # of a pair, times rows j of a tile: compilers take time beyond proportion for long loops
@@ -237,46 +246,49 @@ def _pairs_per_thread(spread: int, column: int, most: int, words: int) -> int:
 _HALVES = ("float16", "bfloat16")
 _LEAST_COMPONENTS = 9  # of vectors whose product pays for tables of operands
 _LEAST_WEIGHTS = 8  # components of sums over j that are worth a product of matrices
-_NEAR = 64.0  # in exponents: errors of 2^-22 times that
-_IN_RANGE = 4096.0  # where the caller allows more, or data have few bits: squares of all components are float16 yet
+_NEAR = 64.0  # of distances in exponents: errors of 2^-22 times that
+_LOOSE = 4096.0  # where the caller allows more, or data have few bits
+_IN_RANGE = 2.0**15  # of inner products, which cancel nothing: all components, and what is added, are float16 yet
 _FINITE = 1e30
 _MARGIN = 2.0**-14  # of products of two bfloat16 parts
-_SHARED = 220 << 10  # bytes of shared memory for operands
+SHARED = 232448  # bytes of shared memory that a block may have, for compute capability 9.0
+_RESERVED = 4096  # of them, for reductions over a tile and the like
 _TILES = ((128, 128, 8, 2), (64, 128, 4, 2), (128, 64, 8, 1), (64, 64, 4, 1), (64, 32, 4, 1))
 """block_i, block_j, warps, and stages of loads."""
 _MOST_REGISTERS = 220  # of a thread, for values
-_STREAMED = 256, 64  # components beyond which operands are loaded a few at a time, and how many
+_STREAMED = 256, 64  # components beyond which operands come a few at a time, and how many
 _OF_SUMS = 256  # rows j: tensor cores cut off what they add, so sums of products stay short
 
 
 def choose_dot(
-    node: Reduction, contracted: Reduction, data: str, precision: str, scheme: str = "direct_sum", rows: int = 0,
-    long: bool = False,
+    node: Reduction, found: Contracted, data: str, precision: str, scheme: str = "direct_sum", rows: int = 0,
+    long: bool = False, shared: int = SHARED,
 ) -> GpuSchedule | None:  # fmt: skip
-    """The schedule for a reduction by contractions, on data of a dtype, or None where that does not pay.
+    """The schedule for a reduction by contractions, on data of a dtype, or None where that does not pay, or does not fit
+    into `shared` bytes.
 
     `precision` is "highest": as good as float32, or "high" or "medium" as in `torch.set_float32_matmul_precision`.
     """
+    contracted = found.node
     products, weights = [x.dim for x in _products(contracted)], _weights(contracted)
     wide = sum(_power_of_two(n) for n in weights)
     several = not node.op.float_sum and node.args[0].dim > 1  # values to select among, each in its own tile
     short = max(products, default=0) < _LEAST_COMPONENTS and not weights
     if 0 < rows <= _UNPACKED or wide > 256 or short or several:
         return None
-    operand, parts, limit = _operands(node, contracted, data, precision)
+    operand, parts, limit = _operands(node, found, data, precision)
     sum_parts = {"highest": 2}.get(precision, 1) if data not in _HALVES else 0 if data == "bfloat16" else 1
     height, softmax = 64 if 0 < rows <= 64 else 128, node.op.exponential and wide > 0
     factors = [_STREAMED[1] if n > _STREAMED[0] else -(-n // 16) * 16 for n in products]
     left, right = (sum(16 + p * n for n in factors) for p in (parts, 1 if data in _HALVES else parts))
     row_j = 2 * right + (4 * sum_parts or 2) * wide
-    fitting = [
-        (block_i, block_j, num_warps, num_stages)
-        for block_i, block_j, num_warps, num_stages in _TILES
-        if block_i <= height
-        and 2 * left * block_i + num_stages * row_j * block_j <= _SHARED
-        and _values(block_i, block_j, wide, sum_parts) // (32 * num_warps) + 32 * softmax <= _MOST_REGISTERS
-    ]
-    block_i, block_j, num_warps, num_stages = fitting[0] if fitting else _TILES[-1]
+    room = shared - _RESERVED
+    fitting = [t for t in _TILES if t[0] <= height and 2 * left * t[0] + t[3] * row_j * t[1] <= room]
+    if not fitting:
+        return None
+    block_i, block_j, num_warps, num_stages = next(
+        (t for t in fitting if _registers(t, wide, sum_parts) + 32 * softmax <= _MOST_REGISTERS), fitting[-1]
+    )
     blocks = _OF_SUMS if wide and sum_parts == 2 else 0 if wide else _SUMMED * block_j
     guarded = node.op.guard is not None
     return GpuSchedule(
@@ -300,18 +312,20 @@ def choose_dot(
     )
 
 
-def _operands(node: Reduction, contracted: Reduction, data: str, precision: str) -> tuple[str, int, float]:
+def _operands(node: Reduction, found: Contracted, data: str, precision: str) -> tuple[str, int, float]:
     """The type of operands, the parts they are cut into, and up to which sizes that will do.
 
     Two parts of 11 bits are as good as a float32, if small numbers may lose their last bits: in exponents, where errors
     are absolute, they may. Elsewhere it takes three parts of 8 bits, or two to tell what has to be looked at.
     """
+    differences = found.center_of is not None
     if data in _HALVES:
-        return data, 2, _IN_RANGE
+        return data, 2, _LOOSE if differences else _FINITE if data == "bfloat16" else _IN_RANGE
     if node.op.guard is not None:
         return "bfloat16", 2, _FINITE
-    if _in_exponents(contracted):
-        return ("float16", 2, _NEAR) if precision == "highest" else ("float16", 1, _IN_RANGE)
+    if _in_exponents(found.node):
+        limit = _IN_RANGE if not differences else _NEAR if precision == "highest" else _LOOSE
+        return "float16", 2 if precision == "highest" else 1, limit
     return "bfloat16", {"highest": 3, "high": 2}.get(precision, 1), _FINITE
 
 
@@ -350,9 +364,10 @@ def _in_exponents(node: Reduction) -> bool:
     return True
 
 
-def _values(block_i: int, block_j: int, wide: int, sum_parts: int) -> int:
-    """What a tile keeps in registers: the values of pairs, their parts, and the sums of a block and of all blocks."""
-    return block_i * (block_j * (1 + sum_parts * (wide > 0)) + max(1, sum_parts) * wide)
+def _registers(tile: tuple[int, int, int, int], wide: int, sum_parts: int) -> int:
+    """Of a thread, for the values of pairs, their parts, and the sums of a block and of all blocks."""
+    block_i, block_j, num_warps, _ = tile
+    return block_i * (block_j * (1 + sum_parts * (wide > 0)) + max(1, sum_parts) * wide) // (32 * num_warps)
 
 
 def _power_of_two(n: int) -> int:

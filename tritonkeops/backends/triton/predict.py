@@ -42,6 +42,11 @@ class Device(NamedTuple):
     blocks: int = 32
     shared: int = 228 << 10
 
+    @property
+    def block_shared(self) -> int:
+        """Bytes of shared memory that a block may ask for."""
+        return self.shared - _RESERVED
+
 
 # Multiprocessors and clocks: NVIDIA's white papers of the A100, the H100 and the cards of 8.6 and 8.9, and the highest
 # clocks that nvidia-smi shows on an H200 and a B200. Lanes: "Throughput of Native Arithmetic Instructions" in the CUDA
