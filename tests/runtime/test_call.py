@@ -15,6 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tritonkeops.backends.kernel import Layout
+from tritonkeops.formula.ir import Category, Var
+from tritonkeops.runtime.call import _is_short
 from tritonkeops.torch import Genred
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available() or torch.xpu.is_available(), reason="there is a GPU")
@@ -573,3 +576,11 @@ def _resident() -> int:
             return int(file.read().split()[1]) * resource.getpagesize()
     except OSError:
         pytest.skip("no /proc")
+
+
+def test_short_calls_do_without_products():
+    """Starting the kernels that they need would take longer; the rule counts components too."""
+    x, y = Var(0, 64, Category.I, "x"), Var(1, 64, Category.J, "y")
+    assert _is_short([x, y], Layout((), 1000, 1000))
+    assert not _is_short([x, y], Layout((), 10_000, 10_000))
+    assert not _is_short([x, y], Layout((100,), 1000, 1000))

@@ -7,6 +7,7 @@ looks it up and runs.
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -241,6 +242,8 @@ class Caller:
             sizes, _ = collapse(layout, args, [2 if var.axes else 1 for var in variables])
             target = self.how.target(dtype, layout, "triton", self.program.reduction.dim, len(sizes))
             target = replace(target, shared=shared_memory(args[0].device))
+            if self.how.precision == "auto" and args[0].device.type != "cpu" and _is_short(variables, layout):
+                target = replace(target, precision="direct")
         launch = tuning.launch(self.program, replace(target, pattern=form), args, layout)
         return Plan(launch, layout, tuple(reshape), copies, self._shape(layout), self._dtypes(args[0].dtype), extents)
 
@@ -287,6 +290,15 @@ def shared_memory(device: torch.device) -> int:
         return SHARED
     properties = torch.get_device_module(device.type).get_device_properties(device)
     return int(getattr(properties, "shared_memory_per_block_optin", 1 << 16))
+
+
+_SHORT = 1 << 28  # pairs times components: less than 50 microseconds of direct evaluation on a large GPU
+
+
+def _is_short(variables: Sequence[Var], layout: Layout) -> bool:
+    """Whether direct evaluation takes no longer than starting the kernels that products need."""
+    pairs = math.prod(layout.batch) * layout.rows * layout.cols
+    return pairs * max((var.dim for var in variables), default=1) < _SHORT
 
 
 def describe(var: Var) -> str:

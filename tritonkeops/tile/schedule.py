@@ -264,7 +264,7 @@ def choose_dot(
     node: Reduction, found: Contracted, data: str, precision: str, scheme: str = "direct_sum", rows: int = 0,
     long: bool = False, shared: int = SHARED,
 ) -> GpuSchedule | None:  # fmt: skip
-    """The schedule for a reduction by contractions, on data of a dtype, or None where that does not pay, or does not fit
+    """The schedule for a reduction by contractions, on data of a dtype; None where that does not pay, or does not fit
     into `shared` bytes.
 
     `precision` is "highest": as good as float32, or "high" or "medium" as in `torch.set_float32_matmul_precision`.
