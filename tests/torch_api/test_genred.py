@@ -22,14 +22,14 @@ GAUSSIAN = ("Exp(-SqDist(x,y))", ALIASES)
 
 
 def test_the_signature_is_keops_s() -> None:
-    """PyKeOps 2.3, by inspect.signature, read in LANGUAGE.md section 3.1."""
+    """PyKeOps 2.3, by inspect.signature; what is ours comes last."""
     for genred in (Genred, NumpyGenred):
         parameters = inspect.signature(genred).parameters
         assert {name: p.default for name, p in parameters.items()} == {
             "formula": inspect.Parameter.empty, "aliases": inspect.Parameter.empty, "reduction_op": "Sum", "axis": 0,
             "dtype": None, "opt_arg": None, "formula2": None, "cuda_type": None, "dtype_acc": "auto",
             "use_double_acc": False, "sum_scheme": "auto", "enable_chunks": True, "rec_multVar_highdim": False,
-            "use_fast_math": True,
+            "use_fast_math": True, "precision": "auto",
         }  # fmt: skip
         call = inspect.signature(genred.__call__).parameters
         assert {name: p.default for name, p in call.items() if p.kind is p.KEYWORD_ONLY} == {
@@ -65,8 +65,8 @@ def test_repr_names_the_formula() -> None:
 
 
 @pytest.mark.parametrize("stage,start", [
-    ("ast", "call Exp"), ("formula", "%x = Vi(0, 3) : 3 {i}"), ("simplified", "%"), ("tile", "tile.program"),
-    ("c", "/*"), ("source", "/*"),
+    ("ast", "call Exp"), ("formula", "%x = Vi(0, 3) : 3 {i}"), ("simplified", "%"), ("contracted", "// "),
+    ("tile", "tile.program"), ("c", "/*"), ("source", "/*"),
 ])  # fmt: skip
 def test_explain(stage: str, start: str) -> None:
     for dtype in ("float32", "float64"):
@@ -74,7 +74,7 @@ def test_explain(stage: str, start: str) -> None:
 
 
 def test_explain_names_the_stages_it_knows() -> None:
-    with pytest.raises(ValueError, match=r"expected one of ast, formula, simplified, tile, c, triton, ttir.*; got 'C'"):
+    with pytest.raises(ValueError, match=r"one of ast, formula, simplified, contracted, tile, c, triton, .*; got 'C'"):
         Genred(*GAUSSIAN).explain("C")
 
 

@@ -16,7 +16,7 @@ from tritonkeops.backends.triton.emitter import AXES, PACK_ROWS, Emitter, Mode, 
 from tritonkeops.backends.triton.operands import STREAMED, Chunk, Product, Table, plan, width_of
 from tritonkeops.backends.triton.scope import Function, added, first_of
 from tritonkeops.formula.ir import Field
-from tritonkeops.tile.ir import FLOAT, Index, Position, Value, indices_of, topological
+from tritonkeops.tile.ir import FLOAT, Index, Position, Store, Value, indices_of, topological
 
 
 @dataclass(frozen=True)
@@ -203,10 +203,9 @@ class DotEmitter(Emitter):
         for (table, width), name in self.descriptors.items():
             _, columns, pointer = _TABLES[table]
             length, tiles = ("BLOCK_I", "") if table == "left" else ("BLOCK_J", "tl.cdiv(N, BLOCK_J) * ")
-            f.line(
-                f"{name} = tl.make_tensor_descriptor({pointer}, [{tiles}{columns}, {length}], [{length}, 1], "
-                f"[{width}, {length}])"
-            )
+            f.line(f"{name} = tl.make_tensor_descriptor(")
+            f.line(f"    {pointer}, [{tiles}{columns}, {length}], [{length}, 1], [{width}, {length}]")
+            f.line(")")
 
     def _wide_pieces(self) -> dict[tuple[str, int], int]:
         found = {}
@@ -250,6 +249,13 @@ class DotEmitter(Emitter):
             scope.opened -= {k}
         else:
             super().close(scope, k)
+
+    def _update(self, f: Function, scope: TileScope, stores: Sequence[Store]) -> None:
+        super()._update(f, scope, stores)
+        for k in self.vectors:  # component numbers are of no use where all components have one formula
+            for name in (f"{k}_within", str(k)):
+                others = [line for line in f.lines if not line.strip().startswith(f"{name} = ")]
+                f.lines = f.lines if Function(others).uses(name) else others
 
     def _is_vector(self, k: Index) -> bool:
         return k.size in self.wide.values()
@@ -321,8 +327,9 @@ class DotEmitter(Emitter):
 
     def _most(self) -> float:
         """The largest component of a factor in float16: of x y, with a small scale beside x, y may be out of range and
-        x too small to keep its digits although their product is of moderate size."""
-        return 4 * math.sqrt(self.program.limit)
+        x too small to keep its digits although their product is of moderate size. Two parts leave errors of 2^-25."""
+        most = 4 * math.sqrt(self.program.limit)
+        return most if self.half or self.schedule.parts == 1 else min(most, 32.0)
 
     def _fill(self, f: Function, first: int, stop: int, number: str, size: str) -> None:
         f.line(f"for k in range({first}, {stop}):")

@@ -48,8 +48,11 @@ from tritonkeops.tile.ir import (
 )
 from tritonkeops.tile.schedule import GpuSchedule
 
-UNNAMED = ("dot_bf16", "mul_rn", "tf32_parts", "for_tf32", "row_for_tf32")
-"""Functions of tritonkeops/backends/triton/math.py that are no operators."""
+MODULES = {
+    "math": sorted({*LIBRARY.values(), "mul_rn"}),
+    "matrix": ["dot_bf16", "for_tf32", "row_for_tf32", "tf32_parts"],
+}
+"""Functions that kernels import, by module of tritonkeops/backends/triton."""
 _WORDS = (
     "i", "j", "u", "M", "N", "lane", "col", "tile", "valid", "row", "rows", "row_i", "row_j", "begin", "end", "full",
     "first", "block", "blocks", "entry", "slot", "mine", "held", "held_index", "other", "other_index", "split",
@@ -57,7 +60,8 @@ _WORDS = (
     "packed_i", "packed_j", "packed_i_batch", "packed_j_batch", "parts", "parts_index", "value", "index", "count",
     "MASKED", "SPLIT", "BLOCK_I", "BLOCK_J", "BLOCK_SUM", "COLUMNS_I", "COLUMNS_J", "FLOATS", "INDICES", "INF",
     "best", "wins", "fold", "merge_two", "finish", "refine", "operands_i", "operands_i_batch", "operands_j",
-    "operands_j_batch", "far", "left", "right", "OPERANDS_I", "OPERANDS_J", "wanted", "has", *UNNAMED,
+    "operands_j_batch", "far", "left", "right", "OPERANDS_I", "OPERANDS_J", "wanted",
+    *MODULES["math"], *MODULES["matrix"],
 )  # fmt: skip
 _TABLES = (
     "packed_i", "packed_i_batch", "packed_j", "packed_j_batch", "operands_i", "operands_i_batch", "operands_j",
@@ -329,8 +333,12 @@ class Emitter:
             "BLOCK_I": s.block_i, "BLOCK_J": s.block_j, "BLOCK_SUM": s.block_sum, **self._sizes(),
             "FLOATS": self._size(index=False), "INDICES": self._size(index=True), "INF": 'float("inf")',
         }  # fmt: skip
-        imports = [name for name in sorted({*LIBRARY.values(), *UNNAMED}) if code.uses(name)]
-        library = [f"from tritonkeops.backends.triton.math import {', '.join(imports)}"] if imports else []
+        imports = {module: [name for name in names if code.uses(name)] for module, names in MODULES.items()}
+        library = [
+            f"from tritonkeops.backends.triton.{module} import {', '.join(names)}"
+            for module, names in imports.items()
+            if names
+        ]
         constants = [f"{name} = tl.constexpr({value})" for name, value in sizes.items() if code.uses(name)]
         return [
             f'"""{title}', "", *described, f"schedule: {s}", '"""', "", "import triton", "import triton.language as tl",
