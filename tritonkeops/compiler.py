@@ -38,6 +38,7 @@ from tritonkeops.passes.contract import contract
 from tritonkeops.passes.differentiate import differentiate, expand
 from tritonkeops.passes.factor import factor
 from tritonkeops.passes.simplify import simplify
+from tritonkeops.tile.accumulate import sums_by_products
 from tritonkeops.tile.ir import TileProgram
 from tritonkeops.tile.ir import show as show_tile
 from tritonkeops.tile.lower import lower
@@ -115,7 +116,9 @@ class Program:
             by_products = contracted and (schedule or _choose_dot(node, contracted, target))
             if contracted and by_products:
                 title = spell(self.typed.root)
-                return lower(node, by_products, self.variables, title, target.pattern, contracted)
+                program = lower(node, by_products, self.variables, title, target.pattern, contracted)
+                if sums_by_products(program):
+                    return program
         if target.sum_scheme == "kahan_scheme" and node.op.compensated:
             node = Reduction(node.op.compensated, node.args, node.axis, node.k, node.result)
         choose = choose_gpu if target.backend == "triton" else choose_cpu

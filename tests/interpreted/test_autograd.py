@@ -42,4 +42,4 @@ def test_derivatives_reach_the_kernels_of_the_same_back_end() -> None:
     args = [torch.rand(s, requires_grad=True) for s in ((4, 3), (5, 3), (5, 1), (1,))]
     result = genred(*args, backend="GPU")
     texts = [each.text for each in result.grad_fn.adjoints]  # type: ignore[union-attr]
-    assert texts and all(text.split()[2] == "GPU" for text in texts)
+    assert texts and all(text.split()[3] == "GPU" for text in texts)

@@ -345,6 +345,7 @@ def test_half_inputs(half, formula, name, program, run):
 
 @every_half
 def test_half_inputs_in_long_vectors_and_batches(half, program, run):
+    """Products of matrices round the weights of pairs, which are at most 1, to as few bits as the data have."""
     for formula, aliases in [
         ("Exp(-SqDist(x, y) / 8) * y", ["x = Vi(20)", "y = Vj(20)"]),
         ("MatVecMult(W, x - y)", ["W = Pm(60)", "x = Vi(3)", "y = Vj(3)"]),
@@ -352,7 +353,8 @@ def test_half_inputs_in_long_vectors_and_batches(half, program, run):
         reduction = program(formula, aliases)
         args = values(reduction, 20, 40, half, batch=(2,))
         (found,), (exact,) = run(reduction, args), run(reduction, [x.double() for x in args], "torch")
-        torch.testing.assert_close(found.double(), exact.to(half).double(), rtol=torch.finfo(half).eps, atol=1e-5)
+        eps = torch.finfo(half).eps
+        torch.testing.assert_close(found.double(), exact.to(half).double(), rtol=eps, atol=4 * eps)
 
 
 def cancelling(columns, block_j):

@@ -498,11 +498,17 @@ def _part(vector: Node, start: int, dim: int) -> Node:
 
 
 def _bounded(node: Node) -> bool:
-    """Whether a factor leaves absolute errors harmless: it varies with one axis only, or is an exponential."""
+    """Whether a factor leaves absolute errors harmless: it has no singularity where x is y, being made of exponentials
+    and of what varies with one axis only."""
     if len(node.axes) < 2:
         return True
     assert isinstance(node, Apply)
-    return node.op in (Exp, Exp2) or (node.op in (Minus, Mult, Divide) and all(map(_bounded, node.args)))
+    if node.op is Divide and len(node.args[1].axes) == 2 and node.args[1].op not in (Exp, Exp2):  # type: ignore[attr-defined]
+        return False
+    return node.op in (Exp, Exp2) or (node.op in _SMOOTH and all(map(_bounded, node.args)))
+
+
+_SMOOTH = (Minus, Mult, Divide, Add, Subtract, Sum, Square)
 
 
 # Magnitudes -----------------------------------------------------------------------------------------------------------

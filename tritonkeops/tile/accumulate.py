@@ -118,6 +118,12 @@ def _any_j(condition: Value, approximate: Approximate) -> Value:
     return replace(condition, args=(Value(comparison.op, (best, a), (), BOOL, axes),), axes=axes)
 
 
+def sums_by_products(program: TileProgram) -> bool:
+    """Whether all long sums are products of matrices: others would be in memory, where such tiles are too large."""
+    looped = [store.value for store in program.update if not isinstance(store.position, int)]
+    return bool(program.guard) or all(any(v.op == "dot_j" for v in topological([value])) for value in looped)
+
+
 def _with_norms(program: TileProgram) -> TileProgram:
     """What is added to inner products and depends on one axis only becomes part of them."""
     known: dict[Value, Value] = {}

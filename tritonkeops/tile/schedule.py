@@ -308,7 +308,7 @@ def choose_dot(
         operand=operand,
         parts=parts,
         sum_parts=sum_parts,
-        descriptors=not long and max(products) <= _STREAMED[0] and not (wide and sum_parts > 1),
+        descriptors=not long and max(products, default=0) <= _STREAMED[0] and not (wide and sum_parts > 1),
     )
 
 

@@ -333,7 +333,9 @@ class DotEmitter(Emitter):
 
     def _fill(self, f: Function, first: int, stop: int, number: str, size: str) -> None:
         f.line(f"for k in range({first}, {stop}):")
-        f.line(f"    tl.store(tile + k * {size}, tl.full([{PACK_ROWS}], {number}, {self.operand}), mask=valid)")
+        # The interpreter of Triton 3.6 makes no bfloat16 of a number.
+        filled = f"tl.full([{PACK_ROWS}], {number}, tl.float32).to({self.operand})"
+        f.line(f"    tl.store(tile + k * {size}, {filled}, mask=valid)")
 
     def _pack(self, axis: str) -> Function:
         f = super()._pack(axis)
@@ -345,6 +347,7 @@ class DotEmitter(Emitter):
                 scope.open(k)
                 scope.require([value])
                 f.line(f"high, low = tf32_parts({scope.expr(value)})")
+                f.line("low = tl.where(low == low, low, 0.0)  # infinity leaves no rest")
                 if where.parts == 1:
                     f.line("high += low")
                 self._store_column(f, added(str(where.start), str(k)), "high", "BLOCK_J")
