@@ -309,7 +309,9 @@ def _contracted_text(program: Program, target: Target) -> str:
 
 
 def _machine_text(program: Program, stage: str, target: Target, device: str) -> str:
-    kernel = program.triton_kernel(target)
     from tritonkeops.backends.triton.offline import assembly  # imports Triton
+    from tritonkeops.backends.triton.predict import DEVICES  # likewise
 
+    known = DEVICES.get(device)
+    kernel = program.triton_kernel(replace(target, shared=known.block_shared) if known else target)
     return assembly(kernel, stage, device)

@@ -213,9 +213,7 @@ def test_neighbours_in_clusters(genred: type[Genred]) -> None:
 
 
 @pytest.mark.parametrize("op", ["Min", "Min_ArgMin"])
-@pytest.mark.parametrize("width", [
-    1e-1, pytest.param(1e-4, marks=pytest.mark.xfail(strict=True, reason="the nearest tile is found by products")),
-])  # fmt: skip
+@pytest.mark.parametrize("width", [1e-1, 1e-4])
 def test_the_nearest_in_clusters(width: float, op: str, genred: type[Genred]) -> None:
     same(Case("SqDist(x, y)", two_clusters(width), op), genred)
 

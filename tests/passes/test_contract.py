@@ -104,11 +104,12 @@ DISTANCE = "Sum(2 * (x - center) * (y - center)) + -Sum(Square(x - center)) + -S
 TEXTS: dict[What, str] = {
     (GAUSSIAN,): f"Sum_Reduction(b * Exp({DISTANCE}), 1)",
     ("Exp(-SqDist(x,y))*B",): f"Sum_Reduction(Exp({DISTANCE}) * B, 1)",
-    ("b-p*(x|y)-SqNorm2(x)", "LogSumExp"): "LogSumExp_Reduction(Sum(-(p * x) * y) + -Sum(Square(x)) + b, 1)",
+    ("b-p*(x|y)-SqNorm2(x)", "LogSumExp"): "LogSumExp_Reduction(Sum(-(Sign(p) * Sqrt(Abs(p))) * x * "
+    "(Sqrt(Abs(p)) * y)) + -Sum(Square(x)) + b, 1)",
     ("SqDist(x,y)", "ArgKMin", 1, 3): "ArgKMin_Reduction(Sum(-2 * (x - center) * (y - center)) "
     "+ Sum(Square(x - center)) + Sum(Square(y - center)), 3, 1)",
-    ("Exp(-p*SqDist(x,y)/Square(e))",): "Sum_Reduction(Exp(Sum(Concat(2 * (p / Square(e)) * (x - center), "
-    "-Inv(Square(e))) * Concat(y - center, p * Sum(Square(y - center)))) "
+    ("Exp(-p*SqDist(x,y)/Square(e))",): "Sum_Reduction(Exp(Sum(Concat(2 * (Sign(p) * Sqrt(Abs(p))) * "
+    "((x - center) / Square(e)), -Inv(Square(e))) * Concat(Sqrt(Abs(p)) * (y - center), p * Sum(Square(y - center)))) "
     "+ -(p * (Sum(Square(x - center)) / Square(e)))), 1)",
 }  # fmt: skip
 

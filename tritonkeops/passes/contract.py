@@ -36,6 +36,7 @@ from tritonkeops.operators.elementwise import (
     Pow,
     ReLU,
     Rsqrt,
+    Sign,
     Sqrt,
     Square,
     Subtract,
@@ -203,10 +204,20 @@ def _assembled(form: _Form) -> Node:
     mixed = [term for term in form.terms if term.mixed]
     rows = [term.left for term in form.terms if not term.reduced.axes]
     cols = [_scaled(term.number, term.reduced) for term in form.terms if term.reduced.axes and not term.mixed]
-    left = functools.reduce(Concat, [term.left for term in mixed])
-    right = functools.reduce(Concat, [term.reduced for term in mixed])
+    sides = [_balanced(term) for term in mixed]
+    left, right = (functools.reduce(Concat, side) for side in zip(*sides, strict=True))
     inner = Sum(left * right) if left.dim > 1 else left * right
     return functools.reduce(operator.add, [inner, *rows, *cols])
+
+
+def _balanced(term: _Term) -> tuple[Node, Node]:
+    """The two sides, with the root of a scale that is a parameter on each: both are then as large as values are."""
+    scale, rest = product_of(term.left).split(lambda f: not f.axes and f.dim == 1)
+    if not scale.powers:
+        return term.left, term.reduced
+    size = replace(scale, number=Fraction(1)).node()
+    root = Sqrt(Abs(size))
+    return _scaled(scale.number, Sign(size) * root) * rest.node(), root * term.reduced
 
 
 # Pair values ----------------------------------------------------------------------------------------------------------

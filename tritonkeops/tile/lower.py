@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tritonkeops.formula.contracted import Contracted
-from tritonkeops.formula.ir import Apply, Const, Field, Node, Reduction, Var, postorder
+from tritonkeops.formula.ir import Apply, Const, Field, Node, Reduction, ReductionOp, Var, postorder, words
 from tritonkeops.formula.text import spell
 from tritonkeops.tile.accumulate import Approximate, arrange
 from tritonkeops.tile.ir import (
@@ -328,7 +329,7 @@ def lower(
     """
     selects = not node.op.float_sum
     if contracted:
-        node = _with_rows(node) if selects else contracted.node
+        node = contracted.node if not selects else _with_rows(node) if schedule.coarse else _as_list(node)
         variables = [*(variables or ()), *([contracted.center] if contracted.center else [])]
     m = TileMath(schedule.unroll_dims, schedule.unroll_places, pattern, contracts=bool(contracted) and not selects)
     used = [x for x in postorder([node]) if isinstance(x, Var)]
@@ -369,6 +370,15 @@ def lower(
         program = arrange(program)
     verify(program)
     return program
+
+
+def _as_list(node: Reduction) -> Reduction:
+    """Min as KMin of one neighbour, Min_ArgMin as KMin_ArgKMin ...: a list holds values that are evaluated directly."""
+    if node.op.guard:
+        return node
+    op = words[re.sub("M(in|ax)", r"KM\1", node.op.name) + "_Reduction"]
+    assert isinstance(op, ReductionOp)
+    return Reduction(op, node.args, node.axis, 1)
 
 
 def _with_rows(node: Reduction) -> Reduction:

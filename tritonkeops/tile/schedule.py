@@ -254,7 +254,8 @@ _MARGIN = 2.0**-14  # of products of two bfloat16 parts
 SHARED = 232448  # bytes of shared memory that a block may have, for compute capability 9.0
 _RESERVED = 4096  # of them, for reductions over a tile and the like
 _TILES = ((128, 128, 8, 2), (64, 128, 4, 2), (128, 64, 8, 1), (64, 64, 4, 1), (64, 32, 4, 1))
-"""block_i, block_j, warps, and stages of loads."""
+_SMALL_TILES = ((64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 4, 1), (32, 32, 4, 1))
+"""block_i, block_j, warps, and stages of loads; smaller ones for GPUs whose operands pass through registers."""
 _MOST_REGISTERS = 220  # of a thread, for values
 _STREAMED = 256, 64  # components beyond which operands come a few at a time, and how many
 _OF_SUMS = 256  # rows j: tensor cores cut off what they add, so sums of products stay short
@@ -283,20 +284,21 @@ def choose_dot(
     left, right = (sum(16 + p * n for n in factors) for p in (parts, 1 if data in _HALVES else parts))
     row_j = 2 * right + (4 * sum_parts or 2) * wide
     room = shared - _RESERVED
-    fitting = [t for t in _TILES if t[0] <= height and 2 * left * t[0] + t[3] * row_j * t[1] <= room]
+    tiles = _TILES if shared >= SHARED else _SMALL_TILES
+    fitting = [t for t in tiles if t[0] <= height and 2 * left * t[0] + t[3] * row_j * t[1] <= room]
     if not fitting:
         return None
     block_i, block_j, num_warps, num_stages = next(
         (t for t in fitting if _registers(t, wide, sum_parts) + 32 * softmax <= _MOST_REGISTERS), fitting[-1]
     )
     blocks = _OF_SUMS if wide and sum_parts == 2 else 0 if wide else _SUMMED * block_j
-    guarded = node.op.guard is not None
+    in_list = _in_list(node, data, precision)
     return GpuSchedule(
         form="dot",
         unroll_dims=_LEAST_WEIGHTS - 1,
         unroll_places=_PLACES,
-        screened=guarded,
-        coarse=not guarded and not node.op.float_sum,
+        screened=in_list,
+        coarse=not in_list and not node.op.float_sum,
         block_sum=blocks if scheme == "block_sum" and node.op.float_sum else 0,
         index_bits=64 if long else 32,
         limit=limit,
@@ -319,14 +321,22 @@ def _operands(node: Reduction, found: Contracted, data: str, precision: str) -> 
     are absolute, they may. Elsewhere it takes three parts of 8 bits, or two to tell what has to be looked at.
     """
     differences = found.center_of is not None
+    exponents = _in_exponents(found.node)
+    bounded = exponents and not node.op.exponential and _weights(found.node)  # an infinite weight would give NaN
     if data in _HALVES:
-        return data, 2, _LOOSE if differences else _FINITE if data == "bfloat16" else _IN_RANGE
-    if node.op.guard is not None:
+        limit = _LOOSE if differences else _FINITE if data == "bfloat16" else _IN_RANGE
+        return data, 3 if data == "bfloat16" else 2, min(limit, _NEAR) if bounded else limit
+    if _in_list(node, data, precision):
         return "bfloat16", 2, _FINITE
-    if _in_exponents(found.node):
+    if exponents:
         limit = _IN_RANGE if not differences else _NEAR if precision == "highest" else _LOOSE
-        return "float16", 2 if precision == "highest" else 1, limit
+        return "float16", 2 if precision == "highest" else 1, min(limit, _NEAR) if bounded else limit
     return "bfloat16", {"highest": 3, "high": 2}.get(precision, 1), _FINITE
+
+
+def _in_list(node: Reduction, data: str, precision: str) -> bool:
+    """Whether values are selected one by one: the K best, and single ones that products may not tell apart."""
+    return not node.op.float_sum and (node.op.guard is not None or (data == "float32" and precision == "highest"))
 
 
 def _products(node: Reduction) -> list[Node]:

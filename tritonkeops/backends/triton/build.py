@@ -381,7 +381,7 @@ def _parts(programs: int, tiles: int, s: GpuSchedule, processors: int) -> tuple[
     """
     wave = -(-processors * _RESIDENT // s.num_warps)
     fill = min(-(-wave // max(1, programs)), tiles // 8)
-    even = 1 if s.form == "guarded" else min(-(-_WAVES * wave // max(1, programs)), tiles // 64)
+    even = 1 if s.screened else min(-(-_WAVES * wave // max(1, programs)), tiles // 64)
     splits = s.splits or (min(max(1, fill, even), _MOST_SPLITS) if processors > 1 else 1)
     step = max(1, s.block_sum // s.block_j) if tiles // splits * s.block_j >= s.block_sum else 1
     part = max(1, -(-tiles // splits // step) * step)

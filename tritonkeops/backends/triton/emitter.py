@@ -61,6 +61,7 @@ _WORDS = (
     "MASKED", "SPLIT", "BLOCK_I", "BLOCK_J", "BLOCK_SUM", "COLUMNS_I", "COLUMNS_J", "FLOATS", "INDICES", "INF",
     "best", "wins", "fold", "merge_two", "finish", "refine", "operands_i", "operands_i_batch", "operands_j",
     "operands_j_batch", "far", "left", "right", "OPERANDS_I", "OPERANDS_J", "wanted",
+    "rest", "high", "low", "is_far",
     *MODULES["math"], *MODULES["matrix"],
 )  # fmt: skip
 _TABLES = (
