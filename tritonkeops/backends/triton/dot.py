@@ -300,7 +300,7 @@ class DotEmitter(Emitter):
             self._write_parts(scope, value, k, starts, size)
         if axis == "j" and not self.schedule.sum_parts:
             for value, where in self.weights.items():
-                self._write_parts(scope, value, next(iter(value.indices)), [[where.start]], size)
+                self._write_parts(scope, value, next(iter(value.indices)), [[where.start]], size, padded=True)
         f.line("tl.atomic_max(far, tl.max(is_far.to(tl.int32)))")
         for first, stop in _runs(table.ones):
             self._fill(f, first, stop, "1.0", size)
@@ -308,12 +308,16 @@ class DotEmitter(Emitter):
             self._fill(f, first, stop, "0.0", size)
         return f
 
-    def _write_parts(self, scope: TileScope, value: Value, k: Index | None, starts: list[list[int]], size: str) -> None:
+    def _write_parts(
+        self, scope: TileScope, value: Value, k: Index | None, starts: list[list[int]], size: str, padded: bool = False
+    ) -> None:
+        """The parts of a value; `padded` with zeros beyond the last row, which a weight of 0 may not leave infinite."""
         f = scope.function
         if k:
             scope.open(k)
         scope.require([value])
-        f.line(f"rest = {scope.expr(value)} + tl.zeros([{PACK_ROWS}], tl.float32)")
+        text = f"tl.where(first < N, {scope.expr(value)}, 0.0)" if padded else scope.expr(value)
+        f.line(f"rest = {text} + tl.zeros([{PACK_ROWS}], tl.float32)")
         if k and self.operand == "tl.float16":
             f.line(f"is_far |= ~(tl.abs(rest) <= {self._most()!r})")
         for n, columns in enumerate(starts):
@@ -346,7 +350,7 @@ class DotEmitter(Emitter):
                 (k,) = value.indices
                 scope.open(k)
                 scope.require([value])
-                f.line(f"high, low = tf32_parts({scope.expr(value)})")
+                f.line(f"high, low = tf32_parts(tl.where(first < N, {scope.expr(value)}, 0.0))")
                 f.line("low = tl.where(low == low, low, 0.0)  # infinity leaves no rest")
                 if where.parts == 1:
                     f.line("high += low")
