@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tritonkeops.backends.kernel import Layout
 from tritonkeops.backends.pairs import Pairs
-from tritonkeops.formula.evaluate import evaluate, finalize, fold, identity
+from tritonkeops.formula.evaluate import components, evaluate, finalize, fold, identity
 from tritonkeops.formula.ir import Reduction, Var, postorder
 
 _TILE_NUMBERS = 1 << 22  # numbers that a tile's intermediate values may hold together
@@ -39,7 +39,8 @@ class TorchLaunch:
         """See Launch. `threads` is torch's own affair here."""
         del threads
         with torch.no_grad():
-            columns = [self._components(var, arg) for var, arg in zip(self.kernel.variables, args, strict=True)]
+            batch, pairs_of = len(self.layout.batch), zip(self.kernel.variables, args, strict=True)
+            columns = [components(var, arg, batch, self._kept(var)) for var, arg in pairs_of]
             rows_of = [out.view(*self.layout.batch, self.layout.rows, self.kernel.node.dim) for out in outputs]
             for rows, listed in self._parts(pairs):
                 for out, part in zip(rows_of, self._reduce(columns, args[0], rows, listed), strict=True):
@@ -59,14 +60,6 @@ class TorchLaunch:
             for length in sorted(set(lengths.tolist())):
                 some = (lengths == length).nonzero().squeeze(1)
                 yield rows[some], lists.columns[lists.start[some, None] + torch.arange(length)]
-
-    def _components(self, var: Var, arg: Tensor) -> Tensor:
-        """(*batch, rows, dim) as (dim, *batch, M or 1, N or 1)."""
-        extra = len(self.layout.batch) - (arg.ndim - (2 if var.axes else 1))
-        arg = arg.reshape((1,) * extra + arg.shape).movedim(-1, 0)
-        if not var.axes:
-            return arg[..., None, None]
-        return arg[..., None] if self._kept(var) else arg[..., None, :]
 
     def _kept(self, var: Var) -> bool:
         return var.axes == self.kernel.node.axes

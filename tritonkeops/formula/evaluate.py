@@ -104,6 +104,16 @@ class TorchMath:
         return torch.where(x.isnan(), -math.inf, x).argmax(-1, keepdim=True) + self.rows
 
 
+def components(var: Var, arg: Tensor, batch: int, kept: bool) -> Tensor:
+    """A variable's values for `evaluate`: (*batch, rows, dim) as (dim, *batch, M or 1, N or 1), `batch` dimensions of
+    that; rows along the axis that is kept, or along the one that is reduced."""
+    extra = batch - (arg.ndim - (2 if var.axes else 1))
+    arg = arg.reshape((1,) * extra + arg.shape).movedim(-1, 0)
+    if not var.axes:
+        return arg[..., None, None]
+    return arg[..., None] if kept else arg[..., None, :]
+
+
 def evaluate(root: Node, values: Mapping[Var, Tensor], like: Tensor, reduced: Tensor | None = None) -> Tensor:
     """Value of a formula, given its variables' as (dim, *batch, M or 1, N or 1); dtype and device are as in `like`.
 

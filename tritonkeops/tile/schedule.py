@@ -257,7 +257,8 @@ _TILES = ((128, 128, 8, 2), (64, 128, 4, 2), (128, 64, 8, 1), (64, 64, 4, 1), (6
 _SMALL_TILES = ((64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 4, 1), (32, 32, 4, 1))
 """block_i, block_j, warps, and stages of loads; smaller ones for GPUs whose operands pass through registers."""
 _MOST_REGISTERS = 220  # of a thread, for values
-_STREAMED = 256, 64  # components beyond which operands come a few at a time, and how many
+RESIDENT = 256  # components up to which the rows of a block stay in shared memory
+STREAMED = 64  # components that are loaded together beyond
 _OF_SUMS = 256  # rows j: tensor cores cut off what they add, so sums of products stay short
 
 
@@ -272,7 +273,7 @@ def choose_dot(
     """
     contracted = found.node
     products, weights = [x.dim for x in _products(contracted)], _weights(contracted)
-    wide = sum(_power_of_two(n) for n in weights)
+    wide = sum(power_of_two(n) for n in weights)
     several = not node.op.float_sum and node.args[0].dim > 1  # values to select among, each in its own tile
     short = max(products, default=0) < _LEAST_COMPONENTS and not weights
     if 0 < rows <= _UNPACKED or wide > 256 or short or several:
@@ -280,7 +281,7 @@ def choose_dot(
     operand, parts, limit = _operands(node, found, data, precision)
     sum_parts = {"highest": 2}.get(precision, 1) if data not in _HALVES else 0 if data == "bfloat16" else 1
     height, softmax = 64 if 0 < rows <= 64 else 128, node.op.exponential and wide > 0
-    factors = [_STREAMED[1] if n > _STREAMED[0] else -(-n // 16) * 16 for n in products]
+    factors = [STREAMED if n > RESIDENT else -(-n // 16) * 16 for n in products]
     left, right = (sum(16 + p * n for n in factors) for p in (parts, 1 if data in _HALVES else parts))
     row_j = 2 * right + (4 * sum_parts or 2) * wide
     room = shared - _RESERVED
@@ -310,7 +311,7 @@ def choose_dot(
         operand=operand,
         parts=parts,
         sum_parts=sum_parts,
-        descriptors=not long and max(products, default=0) <= _STREAMED[0] and not (wide and sum_parts > 1),
+        descriptors=not long and max(products, default=0) <= RESIDENT and not (wide and sum_parts > 1),
     )
 
 
@@ -380,5 +381,6 @@ def _registers(tile: tuple[int, int, int, int], wide: int, sum_parts: int) -> in
     return block_i * (block_j * (1 + sum_parts * (wide > 0)) + max(1, sum_parts) * wide) // (32 * num_warps)
 
 
-def _power_of_two(n: int) -> int:
+def power_of_two(n: int) -> int:
+    """The power of two that is not smaller."""
     return 1 << (n - 1).bit_length()

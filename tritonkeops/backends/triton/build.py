@@ -30,7 +30,7 @@ from tritonkeops.backends.kernel import Layout, collapse
 from tritonkeops.backends.pairs import Band, Lists, Pairs, Ranges
 from tritonkeops.backends.triton.emit import emit
 from tritonkeops.backends.triton.emitter import PACK_ROWS, Module, Param
-from tritonkeops.formula.evaluate import evaluate
+from tritonkeops.formula.evaluate import components, evaluate
 from tritonkeops.formula.ir import Node, Var
 from tritonkeops.tile.ir import TileProgram
 from tritonkeops.tile.schedule import GpuSchedule
@@ -166,21 +166,17 @@ class Center:
         """(*batch, dim), on the device of the arguments; nothing is waited for."""
         read = [(var, args[var.position]) for var in self.variables if var.position < len(args)]
         batch = max((x.ndim - (2 if var.axes else 1) for var, x in read), default=0)
-        point = evaluate(self.formula, {var: _components(var, x, batch) for var, x in read}, args[0].float())
+        point = evaluate(self.formula, {var: _some(var, x, batch) for var, x in read}, args[0].float())
         return point.mean(-1).squeeze(-1).movedim(0, -1).contiguous().to(args[0].dtype)
 
 
 _SAMPLE = 64  # rows: their mean is as near to the middle of a cloud as is any use
 
 
-def _components(var: Var, arg: Tensor, batch: int) -> Tensor:
-    """(*batch, rows, dim) as (dim, *batch, 1, rows), of a few rows."""
-    arg = arg.float()
-    if not var.axes:
-        shape = (1,) * (batch + 1 - arg.ndim) + arg.shape
-        return arg.reshape(shape).movedim(-1, 0)[..., None, None]
-    arg = arg[..., :: max(1, arg.shape[-2] // _SAMPLE), :]
-    return arg.reshape((1,) * (batch + 2 - arg.ndim) + arg.shape).movedim(-1, 0)[..., None, :]
+def _some(var: Var, arg: Tensor, batch: int) -> Tensor:
+    """The components of a few rows, or of a parameter."""
+    some = arg[..., :: max(1, arg.shape[-2] // _SAMPLE), :] if var.axes else arg
+    return components(var, some.float(), batch, kept=False)
 
 
 _ALIGNED = ("packed_i", "packed_j", "operands_i", "operands_j", "parts", "parts_index")

@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from tritonkeops.backends.triton.emitter import AXES, PACK_ROWS, Emitter, Mode, TileScope, define, row_of
-from tritonkeops.backends.triton.operands import STREAMED, Chunk, Product, Table, plan, width_of
+from tritonkeops.backends.triton.emitter import AXES, PACK_ROWS, Emitter, Mode, TileScope, row_of
+from tritonkeops.backends.triton.operands import Chunk, Product, Table, plan, width_of
 from tritonkeops.backends.triton.scope import Function, added, first_of
 from tritonkeops.formula.ir import Field
 from tritonkeops.tile.ir import FLOAT, Index, Position, Store, Value, indices_of, topological
+from tritonkeops.tile.schedule import STREAMED
 
 
 @dataclass(frozen=True)
@@ -417,33 +418,6 @@ class DotEmitter(Emitter):
         assert self.program.screen is not None
         text = _pairwise(scope, self.program.screen)
         return f"({text}) & (valid if MASKED else True)"
-
-    def _refine(self) -> list[str]:
-        """Rows, and their values, for tiles: all rows of the tile that holds the best are evaluated directly."""
-        if not self.program.refine:
-            return []
-        f = Function()
-        (store,) = self.program.refine
-        (x,) = store.value.args
-        name = self.acc_names[store.target, store.position]  # type: ignore[index]
-        kept = next(variable for (field, _), variable in self.acc_names.items() if field != store.target)
-        worst, sign = ("INF", "<") if store.value.op == "argmin_j" else ("-INF", ">")
-        f.line(f"j = tl.maximum({name}, 0)")
-        f.line(f"{kept} = tl.full([BLOCK_I, 1], {worst}, {self.types.of(x)})")
-        f.line("for u in range(tl.minimum(N, BLOCK_J)):")
-        f.depth += 1
-        f.line("rows = j + u")
-        f.line("row = tl.minimum(rows, N - 1)")
-        scope = self._scope(f, Mode("row"), self.row_names)
-        scope.require([x])
-        f.line(f"wins = ({scope.exact(x, 2)} {sign} {kept}) & (rows < N)")
-        f.line(f"{kept} = tl.where(wins, {scope.exact(x)}, {kept})")
-        f.line(f"{name} = tl.where(wins, rows, {name})")
-        f.depth -= 1
-        f.line(f"return {kept}, {name}")
-        self._prune(f)
-        self.refine_args = [name, *self._passed(f, ["row_i", "mine"])]
-        return define("refine", self.refine_args, f, "The first row with the best value, in the tile that holds it.")
 
     def _refined(self) -> list[str]:
         (store,) = self.program.refine

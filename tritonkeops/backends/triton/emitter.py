@@ -668,29 +668,30 @@ class Emitter:
         f = Function()
         (store,) = self.program.refine
         (x,) = store.value.args
-        name = self.acc_names[store.target, store.position]  # type: ignore[index]
+        *value, name = self._refined()
+        best = value[0] if value else "best"
         worst, sign = ("INF", "<") if store.value.op == "argmin_j" else ("-INF", ">")
         f.line(f"j = tl.maximum({name}, 0)")
         f.line(f"tile = packed_j + {self._far('j')} * COLUMNS_J")
         f.line(self.tile.columns)
-        f.line(f"best = tl.full({self.tile.shape('BLOCK_I', '1')}, {worst}, {self.types.of(x)})")
+        f.line(f"{best} = tl.full({self.tile.shape('BLOCK_I', '1')}, {worst}, {self.types.of(x)})")
         f.line("for u in range(tl.minimum(N, BLOCK_J)):")
         f.depth += 1
         f.line("rows = j + u")
         f.line("row = tl.minimum(rows, N - 1)")
         scope = self._scope(f, Mode("row"), self.row_names)
         scope.require([x])
-        f.line(f"wins = ({scope.exact(x, 2)} {sign} best) & (rows < N)")
-        f.line(f"best = tl.where(wins, {scope.exact(x)}, best)")
+        f.line(f"wins = ({scope.exact(x, 2)} {sign} {best}) & (rows < N)")
+        f.line(f"{best} = tl.where(wins, {scope.exact(x)}, {best})")
         f.line(f"{name} = tl.where(wins, rows, {name})")
         f.depth -= 1
-        f.line(f"return {name}")
+        f.line(f"return {', '.join(self._refined())}")
         self._prune(f)
         self.refine_args = [name, *self._passed(f, ["row_i", "mine"])]
         return define("refine", self.refine_args, f, "The first row with the best value, in the tile that holds it.")
 
     def _refined(self) -> list[str]:
-        """What `refine` gives."""
+        """What `refine` gives: rows, after values where the loop had approximate ones."""
         return [self.acc_names[store.target, store.position] for store in self.program.refine]  # type: ignore[index]
 
     def _merge_two(self) -> list[str]:

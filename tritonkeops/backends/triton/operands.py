@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tritonkeops.tile.ir import Index, Value
+from tritonkeops.tile.schedule import RESIDENT, STREAMED, power_of_two
 
 _ADDEND_PARTS = 3  # of addends: as many bits as a float32 has, in any type
 _ADDENDS = 16  # columns of a chunk that holds them
 _SMALLEST = 16  # components that tensor cores multiply at a time
 _TOGETHER = 64  # components of a chunk that may hold all products
-RESIDENT = 256  # components up to which the rows of a block stay in shared memory
-STREAMED = 64  # components that are loaded together beyond
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def _together(
         left.write(a, k, p)
         right.write(b, k, q)
     _write_addends(addends, left, right)
-    width = _power(max(_SMALLEST, left.size - starts[0]))
+    width = power_of_two(max(_SMALLEST, left.size - starts[0]))
     left.pad(starts[0] + width)
     right.pad(starts[1] + width)
     return Chunk(*starts, width)
@@ -153,11 +152,6 @@ def _rounded_up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
 
 
-def _power(n: int) -> int:
-    """The power of two that is not smaller."""
-    return 1 << (n - 1).bit_length()
-
-
 def _powers(width: int) -> list[tuple[int, int]]:
     """A width as powers of two: where each begins, and how large it is."""
     found, first = [], 0
@@ -170,4 +164,4 @@ def _powers(width: int) -> list[tuple[int, int]]:
 
 def width_of(components: int) -> int:
     """Columns of an accumulator for so many components."""
-    return max(_SMALLEST, _power(components))
+    return max(_SMALLEST, power_of_two(components))
